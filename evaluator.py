@@ -1,0 +1,447 @@
+"""Grade completions, reward them, describe their behaviour, and measure a model on held-out problems.
+
+What it leaves out on purpose: symbolic mathematics (an answer is one number, compared exactly; anything that
+would have to be calculated is refused), `eval` and floats (a completion is hostile text: nothing in it is ever
+executed, and no answer is right by rounding), partial credit for a nearly right number, and learned rewards.
+
+How to use it:
+
+    weights = parse_rewards("accuracy:1,format:0.5")
+    scores = score(completion, "18", weights, tags="reasoning")     # {"accuracy": 1.0, "format": 0.0}
+    reward = total(scores, weights)                                 # 1.0
+    result = evaluate(model, tokenizer, load_problems("gsm8k", "test", limit=200))
+
+From top to bottom: grading, rewards, behaviour metrics, statistics, and `evaluate`, the only part that runs a
+model. All the rest is plain functions of text and numbers, linear in the length of the text.
+"""
+
+import math
+import re
+from collections import Counter
+from fractions import Fraction
+from itertools import compress
+from statistics import fmean
+
+from tqdm import tqdm
+
+from rldatasets import build_prompt
+from rollout import generate
+
+# ---- Grading: the blocks of a completion -----------------------------------------------------------------------------
+
+# Names of the reasoning block and the answer block; "think" is the pair of the DeepSeek-R1 paper.
+TAGS = {"reasoning": ("reasoning", "answer"), "think": ("think", "answer")}
+
+
+def _markers(tags):
+    """The four literal tags in their order, for example <think> </think> <answer> </answer>."""
+    if tags not in TAGS:
+        raise ValueError(f"tags: unknown style {tags!r} (choose from {', '.join(TAGS)})")
+    reasoning, answer = TAGS[tags]
+    return f"<{reasoning}>", f"</{reasoning}>", f"<{answer}>", f"</{answer}>"
+
+
+def _split_blocks(completion, tags):
+    """Cut at the four tags into (before, reasoning, between, answer, after).
+
+    None if a tag is missing, out of order, or occurs again before the answer is closed, or if the text after
+    the answer has another answer tag. Other text around the blocks is allowed: only the format reward minds it.
+    """
+    markers = _markers(tags)
+    parts, rest = [], completion
+    for marker in markers:
+        part, found, rest = rest.partition(marker)
+        if not found or any(other in part for other in markers):
+            return None
+        parts.append(part)
+    if any(answer_tag in rest for answer_tag in markers[2:]):
+        return None
+    return (*parts, rest)
+
+
+def extract_answer(completion: str, tags: str = "reasoning") -> str | None:
+    """The text of the answer block without surrounding white space, or None.
+
+    Strict: one reasoning block and after it one answer block, both closed, neither nested. Several answer
+    blocks, or an answer inside the reasoning or before it, give None. Other text around the blocks does not
+    matter here. Raises ValueError for an unknown `tags`.
+    """
+    blocks = _split_blocks(completion, tags)
+    return None if blocks is None else blocks[3].strip()
+
+
+# ---- Grading: numbers ------------------------------------------------------------------------------------------------
+
+# Longer text is not a number but an attempt to make the grader work.
+MAX_ANSWER_CHARS = 100
+
+# Words that look like a unit but change the value, or announce a second one: "18 thousand", "18 or nineteen".
+_NOT_A_UNIT = re.compile(
+    r"\b(?:and|or|to|plus|minus|squared|cubed|factorial|k|x|pi"
+    r"|(?:dozen|hundred|thousand|million|billion|trillion)s?)\b",
+    re.IGNORECASE,
+)
+
+_DASHES = str.maketrans("−–", "--")  # U+2212 minus sign and U+2013 en dash
+
+_LATEX_TEXT = re.compile(r"\\(?:text|mathrm)\{([^{}]*)\}")
+
+# One layer around a number. What is inside must still be a whole number expression, so that "(1)(8)", which
+# looks wrapped, is refused a moment later as "1)(8".
+_WRAPPER = re.compile(
+    r"""
+    (?: \*\*(.+)\*\*            # **18**
+      | `(.+)`                  # `18`
+      | \((.+)\)                # (18)
+      | \$(.+)\$                # $18$
+      | \\\((.+)\\\)            # \(18\)
+      | \\\[(.+)\\\]            # \[18\]
+      | \\boxed\{(.+)\}         # \boxed{18}
+    ) \.?
+    | [A-Za-z][A-Za-z\ ]*[=:](.+)   # x = 18, Answer: 18
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+# 1234, 1,234, 18.00, 36/2, .5 but not 12,34. [0-9] and not \d, which takes the digits of every script.
+_UNSIGNED = r"(?: [1-9][0-9]{0,2} (?:,[0-9]{3})+ | [0-9]+ ) (?: \.[0-9]+ | /[0-9]+ )? | (?<![0-9.]) \.[0-9]+"
+
+# Sign, currency, the number itself, then a percent sign (a unit like any other: 18% is 18) or a unit in words.
+_NUMBER = re.compile(
+    r"(?P<sign> [+-]? )\ ? (?: \\?\$\ ? )?"
+    r"(?: (?P<number> " + _UNSIGNED + r" ) | \\[dt]?frac\{ (?P<top> [0-9]+ ) \}\{ (?P<bottom> [0-9]+ ) \} )"
+    r"(?: \ ?\\?% | \ +(?P<unit> [A-Za-z]+ (?: [ /-][A-Za-z]+ ){0,3} ) )? \.?",
+    re.VERBOSE,
+)
+
+
+def parse_number(text: str | None) -> Fraction | None:
+    r"""The one number that `text` states, exactly, or None if it states none, several, or a calculation.
+
+    Understands signs, thousands commas, decimals, a/b and \frac{a}{b}, a dollar sign, a percent sign or a unit
+    of up to four words behind (both ignored), a label in front (`x =`, `Answer:`), and the usual Markdown and
+    LaTeX around it. At most MAX_ANSWER_CHARS characters besides surrounding white space.
+    """
+    text = (text or "").strip()
+    if len(text) > MAX_ANSWER_CHARS:
+        return None
+    # The spaces keep "1\text{8}" two numbers.
+    text = _LATEX_TEXT.sub(r" \1 ", text.translate(_DASHES)).strip()
+    while match := _WRAPPER.fullmatch(text):
+        text = match[match.lastindex].strip()
+    match = _NUMBER.fullmatch(text)
+    if match is None or _NOT_A_UNIT.search(match["unit"] or ""):
+        return None
+    number = match["number"] or f"{match['top']}/{match['bottom']}"
+    try:
+        return Fraction(match["sign"] + number.replace(",", ""))
+    except ZeroDivisionError:
+        return None
+
+
+# A number at the end of a text. Its minus sign cannot be a subtraction or a hyphen: "20-2" ends in 2, not in -2.
+_LAST_NUMBER = re.compile(
+    r"(?P<minus> (?<![0-9A-Za-z)])[-−–] )? \$? (?<![0-9]) (?P<number>" + _UNSIGNED + r") \Z", re.VERBOSE
+)
+
+
+def extract_answer_flexible(completion: str) -> str | None:
+    """The last number anywhere in the completion, without commas and dollar sign, or None.
+
+    It needs no tags, so it tells "cannot calculate" from "does not keep the format": much of the early gain of
+    R1-style training is format. Report it beside the strict accuracy, never in its place.
+    """
+    end = max(map(completion.rfind, "0123456789")) + 1
+    match = _LAST_NUMBER.search(completion, max(0, end - MAX_ANSWER_CHARS), end)
+    return ("-" if match["minus"] else "") + match["number"].replace(",", "") if match else None
+
+
+def answers_match(candidate: str | None, gold: str) -> bool:
+    """Whether both texts state the same number, compared exactly. False if either states no single number."""
+    value = parse_number(candidate)
+    return value is not None and value == parse_number(gold)
+
+
+def accuracy_reward(completion: str, gold: str, tags: str = "reasoning") -> float:
+    """1.0 if the one answer block states the gold number, else 0.0 (DeepSeek-R1, section 2.2.2)."""
+    return float(answers_match(extract_answer(completion, tags), gold))
+
+
+def format_reward(completion: str, tags: str = "reasoning") -> float:
+    """1.0 if the completion is one reasoning block that is not empty, then one answer block, and nothing but
+    white space around them; else 0.0 (DeepSeek-R1, section 2.2.2). What the answer says does not matter.
+    """
+    blocks = _split_blocks(completion, tags)
+    if blocks is None:
+        return 0.0
+    before, reasoning, between, _, after = blocks
+    return float(reasoning.strip() != "" and (before + between + after).strip() == "")
+
+
+# ---- Rewards by name, with weights -----------------------------------------------------------------------------------
+
+
+def _tag_count_reward(completion, gold, tags):
+    """A quarter for each of the four tags that occurs exactly once: a gradient towards the format."""
+    return sum(completion.count(marker) == 1 for marker in _markers(tags)) / 4
+
+
+def _integer_reward(completion, gold, tags):
+    """1.0 if the answer block states an integer, right or wrong: useful where every gold is one, as in GSM8K."""
+    value = parse_number(extract_answer(completion, tags))
+    return float(value is not None and value.denominator == 1)
+
+
+# Every reward is a function of (completion, gold, tags); a new one is a new line here.
+REWARDS = {
+    "accuracy": accuracy_reward,
+    "format": lambda completion, gold, tags: format_reward(completion, tags),
+    "tag_count": _tag_count_reward,
+    "integer": _integer_reward,
+}
+
+
+def parse_rewards(text: str) -> dict[str, float]:
+    """Read "accuracy:1,format:0.5" into {"accuracy": 1.0, "format": 0.5}; a missing weight is 1.
+
+    Raises ValueError, in one line with the valid choices, for an empty or unknown name, a name given twice, or
+    a weight that is not a finite number.
+    """
+    choices = f"choose from {', '.join(REWARDS)}, each as name or name:weight"
+    weights = {}
+    for item in text.split(","):
+        name, colon, weight = (part.strip() for part in item.partition(":"))
+        if name not in REWARDS:
+            raise ValueError(f"rewards: unknown reward {name!r} in {text!r} ({choices})")
+        if name in weights:
+            raise ValueError(f"rewards: {name!r} is given twice in {text!r} ({choices})")
+        try:
+            weights[name] = float(weight) if colon else 1.0
+        except ValueError:
+            weights[name] = math.nan
+        if not math.isfinite(weights[name]):
+            raise ValueError(f"rewards: weight {weight!r} of {name!r} is not a finite number ({choices})")
+    return weights
+
+
+def score(completion: str, gold: str, weights: dict[str, float], tags: str = "reasoning") -> dict[str, float]:
+    """Each reward that `weights` names, before weighting, so that logs can be compared between settings."""
+    return {name: REWARDS[name](completion, gold, tags) for name in weights}
+
+
+def total(scores: dict[str, float], weights: dict[str, float]) -> float:
+    """The weighted sum: the number that training maximises."""
+    return sum(weight * scores[name] for name, weight in weights.items())
+
+
+# ---- Behaviour metrics -----------------------------------------------------------------------------------------------
+
+# Phrases that almost only occur when a text turns back on itself.
+_REFLECTS = re.compile(
+    r"\b(?:recheck|rethink|reassess|re-?evaluate|re-?examine|reconsider|double-check"
+    r"|check\s+again|think\s+again|verify\s+again|go\s+over\s+the\s+steps)\b",
+    re.IGNORECASE,
+)
+# The words counted in the DeepSeek-R1 paper: a noisier figure, since "but" and "check" have other uses.
+_REFLECT_WORDS = re.compile(r"\b(?:wait|mistake|however|but|retry|error|verify|wrong|evaluate|check)\b", re.IGNORECASE)
+
+
+def _repetition(words):
+    """1 - unique / total 4-grams; needs four words."""
+    four_grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
+    return 1 - len(set(four_grams)) / len(four_grams)
+
+
+def _loops(words):
+    """Whether the last 20-gram occurs three times or more: the text ends in a loop."""
+    return sum(words[i : i + 20] == words[-20:] for i in range(len(words) - 19)) >= 3
+
+
+def behaviour_metrics(
+    completions: list[str], lengths: list[int], finish: list[str], correct: list[bool]
+) -> dict[str, float]:
+    """How completions look, whatever they answer. Log it from step 0: base models reflect before any training.
+
+    All four lists have one entry per completion: text, length in tokens, "stop" or "length", graded correct.
+    "Words" are what white space separates. A metric that no row defines is left out, so that no NaN reaches a log.
+
+    reflect_rate     share with a phrase of self-correction (recheck, think again, ...)
+    reflect_words    the DeepSeek-R1 paper's words (wait, however, ...) per 1,000 words, all completions together
+    reflection_lift  P(correct | reflects) - P(correct | does not)
+    truncated_rate   share cut off at the length limit
+    stopped_length   mean length of those that ended by themselves, tokens
+    repetition       1 - unique / total 4-grams of words, mean over completions of four words or more
+    loop_rate        share whose last 20 words occur three times or more, overlaps counted
+    length_correct, length_wrong    mean length in tokens
+    """
+    assert len(completions) == len(lengths) == len(finish) == len(correct), "one entry per completion"
+    words = [text.split() for text in completions]
+    reflects = [_REFLECTS.search(text) is not None for text in completions]
+    values = {
+        "reflect_rate": reflects,
+        "truncated_rate": [how == "length" for how in finish],
+        "stopped_length": list(compress(lengths, [how == "stop" for how in finish])),
+        "repetition": [_repetition(row) for row in words if len(row) >= 4],
+        "loop_rate": [_loops(row) for row in words],
+        "length_correct": list(compress(lengths, correct)),
+        "length_wrong": list(compress(lengths, [not ok for ok in correct])),
+    }
+    metrics = {name: fmean(rows) for name, rows in values.items() if rows}
+    num_words = sum(map(len, words))
+    if num_words:
+        metrics["reflect_words"] = 1000 * sum(len(_REFLECT_WORDS.findall(text)) for text in completions) / num_words
+    if 0 < sum(reflects) < len(reflects):
+        without = [not reflecting for reflecting in reflects]
+        metrics["reflection_lift"] = fmean(compress(correct, reflects)) - fmean(compress(correct, without))
+    return metrics
+
+
+# ---- Statistics ------------------------------------------------------------------------------------------------------
+
+
+def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Confidence interval (low, high) of a rate; z = 1.96 gives 95 %. (Wilson 1927.)
+
+    Unlike p +- z * sqrt(p(1-p)/n) it holds for small n and for rates near 0 and 1. With n = 0 nothing is known:
+    (0, 1). `successes` may be a fraction: a mean of several samples per problem, times the number of problems.
+    Raises ValueError unless 0 <= successes <= n.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes must lie between 0 and n, got {successes} of {n}")
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    centre = p + z**2 / (2 * n)
+    half_width = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    scale = 1 + z**2 / n
+    # With no success the low end is exactly 0, with no failure the high end exactly 1: floats only come near.
+    low = (centre - half_width) / scale if successes > 0 else 0.0
+    high = (centre + half_width) / scale if successes < n else 1.0
+    return low, high
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased chance that k of n samples, c of them correct, include a correct one (Chen et al. 2021, eq. 1)."""
+    if not (1 <= k <= n and 0 <= c <= n):
+        raise ValueError(f"pass@k needs 1 <= k <= n and 0 <= c <= n, got n={n}, c={c}, k={k}")
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def majority_at_k(answers: list[str | None], gold: str) -> float:
+    """1.0 if the most frequent number among `answers` is the gold one, else 0.0 (Wang et al. 2022).
+
+    Answers that are equal as numbers vote together; None, and an answer that is no single number, votes for
+    nothing; of equally frequent numbers the one that occurs first wins.
+    """
+    votes = Counter(value for value in map(parse_number, answers) if value is not None)
+    return float(bool(votes) and max(votes, key=votes.get) == parse_number(gold))
+
+
+# ---- Held-out evaluation ---------------------------------------------------------------------------------------------
+
+
+def _summarise(records, samples, tags):
+    """The numbers that `evaluate` returns, from its records; `samples` successive records belong to one problem."""
+    columns = {name: [record[name] for record in records] for name in records[0]}
+    n = len(records) // samples
+    accuracy, format_rate = fmean(columns["correct"]), fmean(columns["format"])
+    accuracy_low, accuracy_high = wilson_interval(accuracy * n, n)
+    format_rate_low, format_rate_high = wilson_interval(format_rate * n, n)
+    summary = {
+        "accuracy": accuracy,
+        "accuracy_low": accuracy_low,
+        "accuracy_high": accuracy_high,
+        "accuracy_flexible": fmean(
+            answers_match(extract_answer_flexible(record["completion"]), record["gold"]) for record in records
+        ),
+        "format_rate": format_rate,
+        "format_rate_low": format_rate_low,
+        "format_rate_high": format_rate_high,
+        "length": fmean(columns["length"]),
+        "n": n,
+        "samples": samples,
+        **behaviour_metrics(columns["completion"], columns["length"], columns["finish"], columns["correct"]),
+    }
+    if samples > 1:
+        groups = [records[first : first + samples] for first in range(0, len(records), samples)]
+        summary[f"pass@{samples}"] = fmean(
+            pass_at_k(samples, sum(row["correct"] for row in group), samples) for group in groups
+        )
+        summary[f"maj@{samples}"] = fmean(
+            majority_at_k([extract_answer(row["completion"], tags) for row in group], group[0]["gold"])
+            for group in groups
+        )
+    return summary
+
+
+def evaluate(
+    model,
+    tokenizer,
+    problems,
+    *,
+    samples: int = 1,
+    temperature: float = 0.0,
+    max_new_tokens: int = 256,
+    tags: str = "reasoning",
+    prompt_style: str = "auto",
+    rows_per_batch: int = 256,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict:
+    """Sample `samples` completions for each problem (greedy by default), grade them, and summarise.
+
+    problems: list of rldatasets.Problem. rows_per_batch bounds the rows decoded together (at least one problem's)
+    and so the memory. Sampling depends on `seed`, and on how rows_per_batch cuts the batches, never on global
+    random state.
+
+    Returns fractions from 0 to 1 and lengths in tokens:
+      accuracy, accuracy_flexible, format_rate   means over all rows; flexible = last number anywhere
+      accuracy_low, accuracy_high, format_rate_low, format_rate_high   95 % Wilson interval. Rows of one problem
+                       are correlated, so n is the number of problems, also when samples > 1 (conservative)
+      length           mean completion length
+      n, samples       problems, and rows per problem
+      pass@k, maj@k    for k = samples, if samples > 1
+      the keys of behaviour_metrics
+      records          a dict per row, in the order of the problems: question, gold, completion, finish, length,
+                       correct, format
+
+    Raises ValueError if there are no problems, or if several samples would be greedy copies of each other.
+    """
+    problems = list(problems)
+    if not problems:
+        raise ValueError("evaluate: no problems given")
+    if samples < 1:
+        raise ValueError(f"evaluate: samples must be at least 1, got {samples}")
+    if samples > 1 and temperature <= 0:
+        raise ValueError(f"evaluate: samples={samples} needs temperature > 0, got {temperature}")
+
+    records = []
+    problems_per_batch = max(1, rows_per_batch // samples)
+    starts = range(0, len(problems), problems_per_batch)
+    for batch_index, start in enumerate(tqdm(starts, desc="evaluate", disable=not progress)):
+        batch = problems[start : start + problems_per_batch]
+        rollout = generate(
+            model,
+            tokenizer,
+            [build_prompt(tokenizer, problem.question, tags=tags, style=prompt_style) for problem in batch],
+            group_size=samples,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            seed=seed + batch_index,  # one seed for all would give every batch the same random draws
+        )
+        lengths = rollout.completion_mask.sum(-1).tolist()  # (B,)
+        assert len(lengths) == len(batch) * samples, "generate returns group_size rows for each prompt"
+        for row, text in enumerate(rollout.texts):
+            problem = batch[row // samples]  # a prompt's rows stand together
+            records.append(
+                {
+                    "question": problem.question,
+                    "gold": problem.answer,
+                    "completion": text,
+                    "finish": rollout.finish[row],
+                    "length": lengths[row],
+                    "correct": accuracy_reward(text, problem.answer, tags) == 1.0,
+                    "format": format_reward(text, tags) == 1.0,
+                }
+            )
+    return {**_summarise(records, samples, tags), "records": records}

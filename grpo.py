@@ -1,0 +1,139 @@
+"""Group Relative Policy Optimization: from rewards to advantages, from log-probs to a loss. Nothing else.
+
+For one prompt the policy writes G answers. Each is scored. An answer's advantage is how much better than its own
+group it did, so the group takes the place of PPO's value network. The loss then makes the tokens of
+better-than-average answers likelier and those of worse ones less likely (Shao et al. 2024, "DeepSeekMath", eq. 3).
+
+These are pure functions on tensors: they know neither text nor models. Shapes: B rows (prompts x group_size),
+T completion positions, K draws a position. K is 1 in normal sampling; soft thinking draws several tokens at one
+position, and then a position contributes the sum of its draws' terms and still counts as one token.
+
+Left out on purpose: a value function, generalised advantage estimation, entropy bonuses.
+"""
+
+import torch
+
+LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "gspo", "cispo")
+ADVANTAGE_SCALES = ("group", "batch", "none")
+
+
+def compute_advantages(rewards: torch.Tensor, group_size: int, scale: str = "group") -> torch.Tensor:
+    """Each row's reward relative to its group. rewards: (B,), a group's rows side by side -> (B,).
+
+    scale: what the centred reward is divided by (plus 1e-4):
+      "group"  the unbiased standard deviation of its group (DeepSeekMath): every problem weighs the same, so
+               nearly solved and nearly hopeless ones are blown up
+      "batch"  the standard deviation of all rewards of the step
+      "none"   nothing (Dr. GRPO, Liu et al. 2025): no bias towards too easy or too hard problems
+    A single row, or equal rewards, gives 0: there is nothing to compare with.
+    """
+    if scale not in ADVANTAGE_SCALES:
+        raise ValueError(f"unknown advantage scale {scale!r}: choose from {', '.join(ADVANTAGE_SCALES)}")
+    groups = rewards.float().view(-1, group_size)  # (P, G)
+    centred = groups - groups.mean(dim=1, keepdim=True)
+    if scale == "group" and group_size > 1:
+        centred = centred / (groups.std(dim=1, keepdim=True) + 1e-4)
+    if scale == "batch" and groups.numel() > 1:
+        centred = centred / (groups.std() + 1e-4)
+    equal = (groups == groups[:, :1]).all(dim=1, keepdim=True)  # exactly 0, where rounding of the mean would leave 1e-8
+    return centred.masked_fill(equal, 0.0).view(-1)
+
+
+def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
+    """Per-token estimate of KL(policy || reference): k3 of Schulman (2020), unbiased, never negative, 0 at equality."""
+    log_ratio = ref_logprobs - logprobs
+    return torch.exp(log_ratio) - log_ratio - 1
+
+
+def policy_loss(
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor | None,
+    advantages: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    loss_type: str = "grpo",
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    ref_logprobs: torch.Tensor | None = None,
+    beta: float = 0.0,
+    max_length: int | None = None,
+    num_rows: float | None = None,
+    num_tokens: float | None = None,
+) -> tuple[torch.Tensor, dict[str, float]]:
+    """The loss to minimise, and what to log about it.
+
+    logprobs      (B, T) or (B, T, K): of the sampled tokens under the policy, with gradient
+    old_logprobs  the same under the policy that sampled them; None: that policy is this one, so the ratio is 1 and
+                  only its gradient matters
+    advantages    (B,)
+    mask          bool, like logprobs: which draws were the policy's own actions
+    num_rows, num_tokens
+                  totals of the whole optimizer step: rows, and positions, with a real draw. A loss is an average over
+                  the step, not over this call: with these given, the losses (and stats) of micro-batches or
+                  processes add up to those of one big batch. Default: this call is the whole step.
+    max_length    the completion limit, the constant divisor of dr_grpo
+
+    loss_type; with ratio = exp(logprobs - old_logprobs), A the advantage, clip(r): r within
+    [1 - clip_low, 1 + clip_high]:
+      grpo     -min(ratio A, clip(ratio) A)        mean over a row's tokens, then over rows      (DeepSeekMath, R1)
+      dapo     the same                            over all tokens: long rows are not diluted    (Yu et al. 2025)
+      dr_grpo  the same                            sum / (rows x max_length): no length bias     (Liu et al. 2025)
+      gspo     ratio = exp(mean over the row)      one ratio a row, then as grpo                 (Zheng et al. 2025)
+      cispo    -min(ratio, 1 + clip_high) A log p  over all tokens; the weight carries no
+                                                   gradient, so no token loses its own           (MiniMax 2025)
+    Stats, means over positions: "clip_frac", share of draws whose gradient is cut or capped; "kl", with ref_logprobs.
+    """
+    if loss_type not in LOSS_TYPES:
+        raise ValueError(f"unknown loss type {loss_type!r}: choose from {', '.join(LOSS_TYPES)}")
+    if loss_type == "dr_grpo" and max_length is None:
+        raise ValueError("loss type 'dr_grpo' needs max_length, the completion limit")
+    if beta > 0 and ref_logprobs is None:
+        raise ValueError(f"beta {beta} needs ref_logprobs, the reference model's log-probs")
+    if logprobs.dim() == 2:  # one draw a position
+        logprobs, mask = logprobs.unsqueeze(-1), mask.unsqueeze(-1)
+        old_logprobs = None if old_logprobs is None else old_logprobs.unsqueeze(-1)
+        ref_logprobs = None if ref_logprobs is None else ref_logprobs.unsqueeze(-1)
+
+    positions = mask.any(dim=-1)  # (B, T)
+    row_tokens = positions.sum(dim=1)  # (B,)
+    num_rows = max(1, (row_tokens > 0).sum().item() if num_rows is None else num_rows)
+    num_tokens = max(1, row_tokens.sum().item() if num_tokens is None else num_tokens)
+
+    # Padding may hold anything, even infinities, and 0 * inf is nan: blank it before any arithmetic.
+    logprobs = logprobs.masked_fill(~mask, 0.0)
+    old_logprobs = logprobs.detach() if old_logprobs is None else old_logprobs.masked_fill(~mask, 0.0)
+    A = advantages.to(logprobs.dtype).view(-1, 1, 1)
+
+    log_ratio = logprobs - old_logprobs  # (B, T, K)
+    if loss_type == "gspo":  # (B, 1, 1): the geometric mean of the row's ratios
+        log_ratio = log_ratio.sum(dim=(1, 2), keepdim=True) / row_tokens.clamp(min=1).view(-1, 1, 1)
+    ratio = torch.exp(log_ratio)
+
+    if loss_type == "cispo":
+        clipped = ratio > 1 + clip_high
+        per_draw = -torch.clamp(ratio, max=1 + clip_high).detach() * A * logprobs
+    else:
+        # min() makes the objective a pessimistic bound: it stops paying once the ratio has left the interval in the
+        # direction the advantage pushes, and keeps pulling back when it has left in the other one.
+        clipped = ((ratio < 1 - clip_low) & (A < 0)) | ((ratio > 1 + clip_high) & (A > 0))
+        per_draw = -torch.min(ratio * A, torch.clamp(ratio, 1 - clip_low, 1 + clip_high) * A)
+
+    if loss_type == "gspo":  # the row has one term; give each of its tokens that term, to be averaged below
+        per_token = per_draw.squeeze(-1) * positions  # (B, T)
+    else:
+        per_token = (per_draw * mask).sum(dim=-1)  # (B, T)
+
+    stats = {"clip_frac": ((clipped & mask).sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)).sum().item() / num_tokens}
+    if ref_logprobs is not None:
+        kl = (kl_estimate(logprobs, ref_logprobs.masked_fill(~mask, 0.0)) * mask).sum(dim=-1)  # (B, T)
+        stats["kl"] = kl.sum().item() / num_tokens
+        if beta > 0:
+            per_token = per_token + beta * kl
+
+    if loss_type in ("grpo", "gspo"):
+        loss = (per_token.sum(dim=1) / row_tokens.clamp(min=1)).sum() / num_rows
+    elif loss_type in ("dapo", "cispo"):
+        loss = per_token.sum() / num_tokens
+    else:  # dr_grpo
+        loss = per_token.sum() / (num_rows * max_length)
+    return loss, stats

@@ -1,0 +1,150 @@
+"""The policy: loading it, feeding it mixtures of tokens, and asking how likely it finds what was sampled.
+
+A hard token is a mixture of one. Everything the model reads is (draws, weights): K token ids a position and their
+weights. Normal text is K = 1, weight 1; so one embedding function and one log-prob function serve both modes.
+
+Left out on purpose: quantisation, adapters, remote code. Checkpoints are safetensors only.
+"""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+logging.disable_progress_bar()  # of loading weights: a line per model says nothing here
+
+EMBEDDED = ("tiny", "tiny_student")  # base models that come with the repo (pretrain_tiny.py made them)
+
+# Logits of one head call are held in fp32, at most this many numbers of them (256 MiB): 441 positions of Qwen2.5's
+# vocabulary. All positions at once would be 35 GB for a step of 256 rows of 225 tokens.
+MAX_LOGITS = 2**26
+
+
+def load(model_name: str, device: str | torch.device | None = None, dtype: torch.dtype | None = None):
+    """(model, tokenizer) of a hub name, a local folder, or an embedded model ("tiny", "tiny_student").
+
+    device: default cuda when there is one, else cpu. dtype: default float32, which is what learns; a copy for
+    sampling can be lower (make_actor). Raises ValueError, one line, when nothing can be loaded under that name.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = _from_pretrained(AutoTokenizer, model_name)
+    model = _from_pretrained(AutoModelForCausalLM, model_name, dtype=dtype or torch.float32, use_safetensors=True)
+    for module in model.modules():  # with dropout, the policy that learns would not be the one that sampled
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.0
+    return model.to(device).eval(), tokenizer
+
+
+def check_positions(model_name: str, num_tokens: int) -> None:
+    """Raises ValueError if the model has fewer positions than num_tokens. Reads its configuration alone."""
+    limit = _from_pretrained(AutoConfig, model_name).max_position_embeddings
+    if num_tokens > limit:
+        raise ValueError(f"{num_tokens} tokens of prompt and completion exceed the {limit} positions of {model_name!r}")
+
+
+def _from_pretrained(auto_class, model_name, **options):
+    local = Path(model_name)
+    if model_name in EMBEDDED and not local.is_dir():
+        local = Path(__file__).resolve().parent / model_name
+    if not local.is_dir() and (local.is_absolute() or model_name.startswith(".")):
+        raise ValueError(f"cannot load model {model_name!r}: there is no such folder")
+    try:
+        return auto_class.from_pretrained(local if local.is_dir() else model_name, **options)
+    except (OSError, ValueError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ValueError(
+            f"cannot load model {model_name!r}: give a hub name (needs the network), a local folder, "
+            f"or one of {', '.join(EMBEDDED)} ({reason})"
+        ) from error
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every id that ends a completion: config, generation config and tokenizer often name different ones."""
+    ids: set[int] = set()
+    for named in (model.config.eos_token_id, model.generation_config.eos_token_id, tokenizer.eos_token_id):
+        ids.update([] if named is None else [named] if isinstance(named, int) else named)
+    return sorted(ids)
+
+
+def make_actor(policy: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """The model that samples: the policy itself where the precision is the same, else a copy of it in `dtype`.
+
+    bf16 has 8 bits of mantissa, so a step of 1e-6 leaves most bf16 weights where they are. The fp32 policy takes the
+    steps, the bf16 actor follows (sync_actor) and samples at half the memory traffic.
+    """
+    if dtype == next(policy.parameters()).dtype:
+        return policy
+    return copy.deepcopy(policy).to(dtype).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def sync_actor(actor: PreTrainedModel, policy: PreTrainedModel) -> None:
+    """Copies the policy's weights into the actor's, in place."""
+    if actor is not policy:
+        torch._foreach_copy_(list(actor.parameters()), list(policy.parameters()))
+
+
+def embed_mixture(model: PreTrainedModel, draws: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The next inputs: sum_k weights_k E[draws_k]. draws, weights: (..., K) -> (..., H), in E's dtype."""
+    embeddings = model.get_input_embeddings()(draws)  # (..., K, H)
+    return (weights.unsqueeze(-1).to(embeddings.dtype) * embeddings).sum(dim=-2)
+
+
+def completion_logprobs(model: PreTrainedModel, rollout, temperature: float = 1.0, rows=None) -> torch.Tensor:
+    """Log-probs of a rollout's draws under `model`, differentiable: (B, T, K) float32, 0 after the end of a row.
+
+    rollout: rollout.Rollout. temperature: the one it was sampled at. rows: which rows, in which order (default all);
+    B is then their number.
+
+    Prompt and completion stand side by side and the padding is on the right, where causal attention never looks: no
+    mask, and a row in a batch gets what it would get alone. The head runs on completion positions alone.
+    """
+    device = rollout.draws.device
+    rows = (
+        torch.arange(len(rollout.prompt_ids), device=device) if rows is None else torch.as_tensor(rows, device=device)
+    )
+    B, (_, T, K) = len(rows), rollout.draws.shape
+    prompt_length = torch.tensor([len(rollout.prompt_ids[row]) for row in rows.tolist()], device=device)  # (B,)
+    mask = rollout.completion_mask[rows]  # (B, T)
+    length = mask.sum(dim=1)  # (B,)
+    row, position = mask.nonzero(as_tuple=True)  # (N,) each: the completion's tokens, one by one
+    column = prompt_length[row] + position  # where each stands in its sequence
+
+    L = int((prompt_length + length).max())
+    draws = torch.zeros(B, L, K, dtype=torch.long, device=device)
+    weights = torch.zeros(B, L, K, device=device)
+    for b, index in enumerate(rows.tolist()):
+        draws[b, : prompt_length[b], 0] = rollout.prompt_ids[index]
+        weights[b, : prompt_length[b], 0] = 1.0
+    draws[row, column] = rollout.draws[rows][row, position]
+    weights[row, column] = rollout.weights[rows][row, position]
+
+    # The last token of a row is predicted, never read. (A plain base model call: the head follows below.)
+    hidden = model.base_model(inputs_embeds=embed_mixture(model, draws, weights)[:, : L - 1]).last_hidden_state
+    logprobs = draw_logprobs(model, hidden[row, column - 1], draws[row, column], temperature)  # (N, K)
+    return torch.zeros(B, T, K, device=device).index_put((row, position), logprobs)
+
+
+def draw_logprobs(
+    model: PreTrainedModel, hidden: torch.Tensor, draws: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """log softmax(head(hidden) / temperature) at `draws`. hidden: (N, H), draws: (N, K) -> (N, K) float32.
+
+    In chunks of at most MAX_LOGITS logits. More than one chunk is recomputed in the backward pass, so the logits of
+    no more than one exist at any time.
+    """
+
+    def one_chunk(hidden, draws):
+        logits = model.get_output_embeddings()(hidden).float() / temperature  # fp32 before any softmax
+        return logits.gather(-1, draws) - logits.logsumexp(dim=-1, keepdim=True)
+
+    size = max(1, MAX_LOGITS // model.config.vocab_size)
+    if len(hidden) <= size:
+        return one_chunk(hidden, draws)
+    chunks = zip(hidden.split(size), draws.split(size), strict=True)
+    return torch.cat([checkpoint(one_chunk, h, d, use_reentrant=False) for h, d in chunks])

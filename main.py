@@ -1,0 +1,463 @@
+"""DeepSeek-R1's reinforcement learning at small scale: GRPO on a language model, with rules for rewards.
+
+One step: take a few problems; let the policy write a group of answers to each; score every answer (is it right, is it
+in the asked-for form); make the tokens of the better answers of a group likelier, those of the worse ones less likely.
+No demonstration is ever shown: what the model learns, it learns from its own samples.
+
+    python main.py                                     # a GPU: Qwen2.5-1.5B on GSM8K; none: the embedded tiny model
+    python main.py --preset tiny --seed 1 --output_dir runs/seed1
+    python main.py --dataset_name gsm8k --dataset_path DIR --model_name DIR
+    python main.py --help
+
+Read `train` first, then grpo.py (advantages and the loss) and rollout.py (sampling).
+Left out on purpose: supervised fine-tuning before RL, learned reward models, a value network, a replay buffer.
+"""
+
+import dataclasses
+import difflib
+import math
+import sys
+import textwrap
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+from transformers import HfArgumentParser
+
+import evaluator
+import grpo
+import llms
+import plotter
+import rldatasets
+import runs
+from rollout import generate
+
+# ---------------------------------------------------------------- configuration
+
+
+def setting(default, help, choices=None):
+    return field(default=default, metadata={"help": help} | ({"choices": choices} if choices else {}))
+
+
+@dataclass
+class ModelAndData:
+    _argument_group_name = "model and data"
+    model_name: str = setting("tiny", "hub name, local folder, or an embedded model: tiny, tiny_student")
+    dataset_name: str = setting("arithmetic", f"{' or '.join(rldatasets.DATASETS)}; any name when a path is given")
+    dataset_path: str | None = setting(None, "JSON lines in GSM8K's shape, or a folder with train.jsonl and test.jsonl")
+    max_prompt_length: int = setting(128, "problems with a longer prompt (tokens) are dropped and counted, never cut")
+    tags: str = setting("reasoning", "name of the reasoning block (think: as in R1)", tuple(evaluator.TAGS))
+    prompt_style: str = setting(
+        "auto", "chat: the tokenizer's template; plain: R1-Zero's, for base models", rldatasets.PROMPT_STYLES
+    )
+
+
+@dataclass
+class Sampling:
+    _argument_group_name = "sampling"
+    problems_per_step: int = setting(16, "different problems in a step")
+    group_size: int = setting(8, "answers to each problem")
+    max_completion_length: int = setting(72, "tokens of an answer, at most")
+    temperature: float = setting(1.0, "of sampling; the loss uses the log-probs at the same temperature")
+
+
+@dataclass
+class Objective:
+    _argument_group_name = "rewards and loss"
+    rewards: str = setting("accuracy:1,format:0.5", f"name:weight, comma-separated: {', '.join(evaluator.REWARDS)}")
+    loss_type: str = setting("grpo", "explained in grpo.policy_loss", grpo.LOSS_TYPES)
+    advantage_scale: str = setting("group", "whose standard deviation divides advantages", grpo.ADVANTAGE_SCALES)
+    clip_low: float = setting(0.2, "the ratio's objective is clipped below 1 - clip_low")
+    clip_high: float = setting(0.2, "... and above 1 + clip_high (more than clip_low: DAPO's clip-higher)")
+    beta: float = setting(0.0, "weight of the KL to the starting model; 0 needs no reference model")
+    mask_truncated: bool = setting(False, "leave answers that hit the length limit out of the loss (not the baseline)")
+    control: str = setting("none", "the same run with the signal destroyed", ("none", "shuffled_advantages"))
+
+
+@dataclass
+class Optimization:
+    _argument_group_name = "optimization"
+    max_steps: int = setting(60, "rollouts in the run")
+    learning_rate: float = setting(1e-6, "peak of the schedule")
+    warmup_steps: int = setting(5, "linear warm-up")
+    final_lr_fraction: float = setting(1.0, "linear decay to this share of the peak at the end of the run")
+    updates_per_rollout: int = setting(1, "passes over each rollout; 1 with 1 minibatch is exactly on-policy")
+    minibatches: int = setting(1, "optimizer steps a pass, each on an equal share of the groups")
+    tokens_per_micro_batch: int = setting(16384, "padded tokens in one forward and backward pass (memory, not results)")
+    gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third more time")
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
+    seed: int = setting(0, "of the data order and the sampling")
+
+
+@dataclass
+class Output:
+    _argument_group_name = "evaluation and output"
+    output_dir: str | None = setting(None, "the run's folder; default runs/PRESET, numbered if taken")
+    overwrite_output_dir: bool = setting(False, "replace the run that is in output_dir")
+    resume_from_checkpoint: str | None = setting(None, "latest, best, step-N or a path: go on from there in output_dir")
+    eval_steps: int = setting(10, "evaluate on the test split every N steps (also before the first and after the last)")
+    eval_problems: int = setting(1024, "how many test problems")
+    save_steps: int = setting(60, "checkpoint every N steps (also after the last)")
+    save_total_limit: int = setting(2, "keep the newest N checkpoints, and latest and best")
+    report_to: str = setting("none", "a tracker, through accelerate", ("none", "tensorboard", "wandb", "trackio"))
+
+
+SECTIONS = (ModelAndData, Sampling, Objective, Optimization, Output)
+MAY_BE_ZERO = ("clip_low", "clip_high", "beta", "learning_rate", "warmup_steps", "final_lr_fraction", "seed")
+
+
+@dataclass
+class GRPOConfig(*reversed(SECTIONS)):
+    """All settings of a run. Refuses impossible values with a ValueError of one line."""
+
+    preset: str = "tiny"
+
+    def __post_init__(self):
+        for f in dataclasses.fields(self):
+            value, choices = getattr(self, f.name), f.metadata.get("choices")
+            if choices and value not in choices:
+                raise ValueError(f"--{f.name} {value!r}: choose from {', '.join(choices)}")
+            if type(value) in (int, float) and not (0 < value < math.inf or value == 0 and f.name in MAY_BE_ZERO):
+                low = "0 or more" if f.name in MAY_BE_ZERO else "above 0"
+                raise ValueError(f"--{f.name} {value}: must be a finite number, {low}")
+        if self.dataset_path is None and self.dataset_name not in rldatasets.DATASETS:
+            raise ValueError(f"--dataset_name {self.dataset_name!r}: choose from {', '.join(rldatasets.DATASETS)}")
+        if self.final_lr_fraction > 1:
+            raise ValueError(f"--final_lr_fraction {self.final_lr_fraction}: must be from 0 to 1")
+        if self.group_size == 1:
+            raise ValueError("--group_size 1: an answer is compared with its group, so a group needs 2 or more")
+        if self.problems_per_step % self.minibatches:
+            raise ValueError(
+                f"--minibatches {self.minibatches}: must divide --problems_per_step {self.problems_per_step} evenly"
+            )
+        evaluator.parse_rewards(self.rewards)
+
+
+PRESETS = {
+    # Learns within two minutes on two CPU cores. The high learning rate is for 0.85M parameters; see the README.
+    "tiny": dict(
+        model_name="tiny", dataset_name="arithmetic", max_prompt_length=440, problems_per_step=16, group_size=8,
+        max_completion_length=72, loss_type="dr_grpo", advantage_scale="none", max_steps=60, learning_rate=6e-4,
+        warmup_steps=5, final_lr_fraction=0.1, minibatches=2, tokens_per_micro_batch=2048, eval_steps=10,
+        eval_problems=1024, save_steps=60,
+    ),
+    # One 80 GB GPU. R1's own reasoning RL used GRPO with group-scaled advantages, groups of 16 and a KL term;
+    # here the KL is off, as in most work since (no reference model to hold).
+    "qwen2.5-1.5b": dict(
+        model_name="Qwen/Qwen2.5-1.5B-Instruct", dataset_name="gsm8k", max_prompt_length=512, problems_per_step=16,
+        group_size=16, max_completion_length=786, loss_type="grpo", advantage_scale="group", max_steps=400,
+        learning_rate=1e-6, warmup_steps=10, final_lr_fraction=1.0, minibatches=1, tokens_per_micro_batch=16384,
+        eval_steps=50, eval_problems=1319, save_steps=50,
+    ),
+}  # fmt: skip
+
+
+def parse_config(arguments: list[str]) -> GRPOConfig:
+    """Defaults, overridden by the preset, overridden by the flags. Raises ValueError, one line, on a bad argument."""
+    parser = ArgumentParser(SECTIONS, prog="main.py", description="Train a language model by GRPO.", allow_abbrev=False)
+    parser.add_argument("--preset", choices=PRESETS, help="a set of defaults")
+    preset, why = parser.parse_known_args(arguments)[0].preset, "as asked"
+    if preset is None:
+        has_gpu = torch.cuda.is_available()
+        preset, why = ("qwen2.5-1.5b", "a CUDA device is here") if has_gpu else ("tiny", "no CUDA device here")
+    parser.set_defaults(**PRESETS[preset], preset=preset)
+    values, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        close = difflib.get_close_matches(unknown[0], parser._option_string_actions, n=2)
+        raise ValueError(f"unknown argument {unknown[0]!r}: " + (f"{' or '.join(close)}?" if close else "see --help"))
+    print(f"preset {preset}: {why} (choose with --preset {'|'.join(PRESETS)}; every flag overrides it)")
+    return GRPOConfig(**vars(values))
+
+
+class ArgumentParser(HfArgumentParser):
+    def error(self, message):
+        raise ValueError(message)  # in place of a page of usage
+
+
+# ---------------------------------------------------------------- the training loop
+
+
+def train(config: GRPOConfig) -> Path:
+    """Runs GRPO as configured; returns the run's folder."""
+    started = time.time()
+    weights = evaluator.parse_rewards(config.rewards)
+    train_problems = rldatasets.load_problems(config.dataset_name, "train", path=config.dataset_path)
+    test_problems = rldatasets.load_problems(config.dataset_name, "test", config.eval_problems, config.dataset_path)
+    llms.check_positions(config.model_name, config.max_prompt_length + config.max_completion_length)
+
+    if config.resume_from_checkpoint:
+        folder, checkpoint = runs.find_checkpoint(config.output_dir, config.resume_from_checkpoint)
+    else:
+        output_dir = config.output_dir or runs.unused_folder(f"runs/{config.preset}")
+        folder, checkpoint = runs.create_folder(output_dir, config.overwrite_output_dir), None
+    policy, tokenizer = llms.load(str(checkpoint or config.model_name))
+    as_prompt = dict(tags=config.tags, style=config.prompt_style)
+    train_problems = rldatasets.drop_long_prompts(train_problems, tokenizer, config.max_prompt_length, **as_prompt)
+    test_problems = rldatasets.drop_long_prompts(test_problems, tokenizer, config.max_prompt_length, **as_prompt)
+
+    device = policy.device
+    on_gpu = device.type == "cuda"
+    # fp32 weights learn, under bf16 autocast on a GPU, where a bf16 copy samples. On a CPU both are one fp32 model.
+    actor = llms.make_actor(policy, torch.bfloat16 if on_gpu else torch.float32)
+    reference = llms.load(config.model_name, device, actor.dtype)[0] if config.beta > 0 else None
+    if config.gradient_checkpointing:
+        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    optimizer = torch.optim.AdamW(
+        policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=on_gpu
+    )
+
+    metrics_log, samples_log = runs.JsonLines(folder / "metrics.jsonl"), runs.JsonLines(folder / "samples.jsonl")
+    last_step, best = 0, -1.0
+    if checkpoint:
+        state = torch.load(checkpoint / "trainer_state.pt", weights_only=True)
+        optimizer.load_state_dict(state["optimizer"])
+        last_step, best = state["step"], state["best"]
+        metrics_log.keep_until(last_step)
+        samples_log.keep_until(last_step)
+    settings = dataclasses.asdict(config)
+    runs.write_args(folder, settings, device)
+    tracker = Accelerator(log_with=None if config.report_to == "none" else config.report_to, project_dir=folder)
+    tracker.init_trackers("r1", config={name: value for name, value in settings.items() if value is not None})
+
+    def evaluate(step: int) -> dict[str, float]:
+        """Accuracy on the test split, sampled as in training and greedy; the first 16 answers go to samples.jsonl."""
+        shared = dict(max_new_tokens=config.max_completion_length, tags=config.tags, prompt_style=config.prompt_style)
+        sampled = evaluator.evaluate(
+            actor, tokenizer, test_problems, temperature=config.temperature, seed=config.seed, **shared
+        )
+        greedy = evaluator.evaluate(actor, tokenizer, test_problems, temperature=0.0, **shared)
+        samples_log.append(*({"step": step, "split": "test", **r} for r in sampled.pop("records")[:16]))
+        result = {f"eval/{name}": value for name, value in sampled.items()}
+        return {**result, "eval/accuracy_greedy": greedy["accuracy"]}
+
+    def log(row: dict) -> None:
+        metrics_log.append(row)
+        tracker.log(row, step=row["step"])
+        if "eval/accuracy" in row:
+            tqdm.write(describe(f"step {row['step']}", row))
+            plotter.plot_run(folder)
+
+    if last_step == 0:
+        log({"step": 0, **evaluate(0)})
+    progress = tqdm(range(last_step + 1, config.max_steps + 1), initial=last_step, total=config.max_steps, unit="step")
+    for step in progress:
+        problems = rldatasets.problems_of_step(train_problems, step, config.problems_per_step, config.seed)
+        prompts = [rldatasets.build_prompt(tokenizer, problem.question, **as_prompt) for problem in problems]
+        golds = [problem.answer for problem in problems for _ in range(config.group_size)]
+
+        # 1. The policy writes group_size answers to each problem: B = problems x group_size rows.
+        with runs.stopwatch(device) as rollout_time:
+            rollout = generate(
+                actor,
+                tokenizer,
+                prompts,
+                group_size=config.group_size,
+                max_new_tokens=config.max_completion_length,
+                temperature=config.temperature,
+                seed=config.seed * 1_000_003 + step,
+            )
+
+        # 2. Rules score them, and each answer is compared with its own group.
+        scores = [
+            evaluator.score(text, gold, weights, config.tags) for text, gold in zip(rollout.texts, golds, strict=True)
+        ]
+        rewards = torch.tensor([evaluator.total(s, weights) for s in scores], device=device)  # (B,)
+        advantages = grpo.compute_advantages(rewards, config.group_size, config.advantage_scale)  # (B,)
+        if config.control == "shuffled_advantages":
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+            order = torch.randperm(len(advantages), generator=generator)
+            advantages = advantages[order.to(device)]
+
+        # 3. The policy's weights move towards what scored above its group, and the actor follows.
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * lr_factor(step, config)
+        with runs.stopwatch(device) as train_time:
+            train_stats = update(policy, actor, reference, optimizer, rollout, advantages, config)
+            llms.sync_actor(actor, policy)
+
+        # 4. Everything about the step is written down.
+        row = {"step": step, **rollout_metrics(rollout, scores, rewards, golds, config), **train_stats}
+        row |= {"time/rollout": rollout_time(), "time/train": train_time()}
+        row["tokens_per_second"] = rollout.lengths.sum().item() / (rollout_time() + train_time())
+        is_last = step == config.max_steps
+        if is_last or step % config.eval_steps == 0:
+            row |= evaluate(step)
+        log(row)
+        samples_log.append(*sample_records(step, prompts, golds, rollout, scores, rewards, advantages))
+        progress.set_postfix_str(
+            f"reward {row['reward']:.2f}, accuracy {row['accuracy']:.0%}, "
+            f"length {row['completion_length']:.0f}, {row['tokens_per_second']:.0f} tokens/s"
+        )
+        if is_last or step % config.save_steps == 0:
+            score = row.get("eval/accuracy", -1.0)
+            is_best, best = score > best, max(score, best)
+            state = dict(step=step, best=best, optimizer=optimizer.state_dict())
+            runs.save_checkpoint(folder, step, policy, tokenizer, state, config.save_total_limit, is_best)
+    tracker.end_training()
+    summarise(folder, time.time() - started)
+    return folder
+
+
+def update(policy, actor, reference, optimizer, rollout, advantages, config) -> dict[str, float]:
+    """The optimizer steps of one rollout. Returns what the optimizer really used, averaged over its steps."""
+    mask = rollout.draw_mask  # (B, T, K)
+    if config.mask_truncated:
+        mask = mask & torch.tensor([f == "stop" for f in rollout.finish], device=mask.device).view(-1, 1, 1)
+    row_tokens = mask.any(dim=-1).sum(dim=1)  # (B,) positions that count
+    num_updates = config.updates_per_rollout * config.minibatches
+    autocast = torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=policy.device.type == "cuda")
+
+    # Steps after the first need the log-probs that the policy had when it sampled. If it is the very model that
+    # sampled, the rollout holds them; a bf16 actor's would differ by rounding.
+    old = ref = None
+    if num_updates > 1:
+        old = rollout.logprobs if actor is policy else all_logprobs(policy, rollout, autocast, config)
+    if reference is not None:
+        ref = all_logprobs(reference, rollout, autocast, config)
+
+    stats = {"lr": optimizer.param_groups[0]["lr"], "grad_norm": 0.0, "clip_frac": 0.0, "logprob_gap": 0.0}
+    share = len(advantages) // config.minibatches
+    policy.train()
+    for number in range(num_updates):
+        start = number % config.minibatches * share
+        rows = torch.arange(start, start + share, device=mask.device)  # whole groups
+        # Totals of the whole optimizer step, so that its micro-batches add up to one big batch.
+        num_rows, num_tokens = (row_tokens[rows] > 0).sum().item(), row_tokens[rows].sum().item()
+        # Rows without advantage have no gradient, unless the KL gives them one.
+        rows = rows[(row_tokens[rows] > 0) & ((advantages[rows] != 0) | (ref is not None))]
+        if len(rows) == 0:
+            continue  # nothing to learn from: no step at all, where Adam's momentum alone would take one
+        for micro in micro_batches(rollout, rows.tolist(), config.tokens_per_micro_batch):
+            with autocast:
+                logprobs = llms.completion_logprobs(policy, rollout, config.temperature, micro)  # (b, T, K)
+            loss, loss_stats = grpo.policy_loss(
+                logprobs,
+                None if old is None else old[micro],
+                advantages[micro],
+                mask[micro],
+                loss_type=config.loss_type,
+                clip_low=config.clip_low,
+                clip_high=config.clip_high,
+                ref_logprobs=None if ref is None else ref[micro],
+                beta=config.beta,
+                max_length=config.max_completion_length,
+                num_rows=num_rows,
+                num_tokens=num_tokens,
+            )
+            loss.backward()
+            for name, value in loss_stats.items():
+                stats[name] = stats.get(name, 0.0) + value / num_updates
+            if number == 0:  # the policy is still the one that sampled: any gap is the arithmetic's
+                gap = (logprobs.detach() - rollout.logprobs[micro]).abs() * mask[micro]
+                stats["logprob_gap"] += gap.sum().item() / row_tokens[rows].sum().item()
+        grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+        stats["grad_norm"] += grad_norm.item() / num_updates
+        optimizer.step()
+        optimizer.zero_grad()
+    policy.eval()
+    return stats
+
+
+@torch.no_grad()
+def all_logprobs(model, rollout, autocast, config) -> torch.Tensor:
+    """Log-probs of all rows under `model`, without gradient: (B, T, K)."""
+    result = torch.zeros_like(rollout.logprobs)
+    for micro in micro_batches(rollout, range(len(result)), config.tokens_per_micro_batch):
+        with autocast:
+            result[micro] = llms.completion_logprobs(model, rollout, config.temperature, micro)
+    return result
+
+
+def micro_batches(rollout, rows, token_budget: int) -> list[list[int]]:
+    """Splits rows into batches of at most `token_budget` padded tokens (one row at least), similar lengths together."""
+    length = {row: len(rollout.prompt_ids[row]) + int(rollout.lengths[row]) for row in rows}
+    batches: list[list[int]] = []
+    for row in sorted(rows, key=length.get, reverse=True):  # longest first: a batch is as wide as its first row
+        if not batches or (len(batches[-1]) + 1) * length[batches[-1][0]] > token_budget:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
+
+
+def lr_factor(step: int, config) -> float:
+    """Linear warm-up to 1 at the step after the warm-up, then linear decay to final_lr_fraction at the last step."""
+    if step <= config.warmup_steps:
+        return step / (config.warmup_steps + 1)
+    decay_steps = max(1, config.max_steps - config.warmup_steps - 1)
+    done = min(1.0, (step - config.warmup_steps - 1) / decay_steps)
+    return 1 - done * (1 - config.final_lr_fraction)
+
+
+# ---------------------------------------------------------------- data, logs, messages
+
+
+def rollout_metrics(rollout, scores, rewards, golds, config) -> dict[str, float]:
+    """What to log about the samples of a step. Fractions are 0-1, lengths are tokens, entropy is nats a token."""
+    correct = [
+        evaluator.accuracy_reward(text, gold, config.tags) == 1 for text, gold in zip(rollout.texts, golds, strict=True)
+    ]
+    well_formed = [evaluator.format_reward(text, config.tags) for text in rollout.texts]
+    groups = rewards.view(-1, config.group_size)
+    B = len(correct)
+    return {
+        "reward": rewards.mean().item(),
+        **{f"reward/{name}": sum(s[name] for s in scores) / B for name in scores[0]},
+        "accuracy": sum(correct) / B,
+        "format_rate": sum(well_formed) / B,
+        "completion_length": rollout.lengths.float().mean().item(),
+        "entropy": rollout.entropy[rollout.completion_mask].mean().item(),
+        "zero_std_groups": (groups == groups[:, :1]).all(dim=1).float().mean().item(),
+        **evaluator.behaviour_metrics(rollout.texts, rollout.lengths.tolist(), rollout.finish, correct),
+    }
+
+
+def sample_records(step, prompts, golds, rollout, scores, rewards, advantages) -> list[dict]:
+    """samples.jsonl: everything a row was and got."""
+    return [
+        {"step": step, "split": "train", "prompt": prompts[row // (len(golds) // len(prompts))], "gold": golds[row],
+         "completion": rollout.texts[row], "finish": rollout.finish[row], "length": int(rollout.lengths[row]),
+         **{f"reward/{name}": value for name, value in scores[row].items()},
+         "reward": round(rewards[row].item(), 6), "advantage": round(advantages[row].item(), 6)}
+        for row in range(len(golds))
+    ]  # fmt: skip
+
+
+def describe(when: str, result: dict) -> str:
+    """One line about an evaluation."""
+    r = {name.removeprefix("eval/"): value for name, value in result.items()}
+    return (
+        f"{when}: accuracy {r['accuracy']:.1%} [{r['accuracy_low']:.1%}, {r['accuracy_high']:.1%}], "
+        f"greedy {r['accuracy_greedy']:.1%}, format {r['format_rate']:.1%}, "
+        f"{r['length']:.1f} tokens (test, n = {r['n']})"
+    )
+
+
+def summarise(folder, seconds: float) -> None:
+    """The end of a run, on one screen: what changed, on the same problems, and where everything is."""
+    evaluations = [row for row in plotter.read_metrics(folder) if "eval/accuracy" in row]
+    samples = [row for row in runs.JsonLines(folder / "samples.jsonl").read() if row["split"] == "test"]
+    for step in (evaluations[0]["step"], evaluations[-1]["step"]):
+        print(f"\n--- the first two test problems, answered after step {step}")
+        for sample in [row for row in samples if row["step"] == step][:2]:
+            print(f"{sample['question']}\n{textwrap.indent(sample['completion'], '    ')}")
+            print(f"    [gold {sample['gold']}: {'right' if sample['correct'] else 'wrong'}]")
+    print("\n" + describe("before", evaluations[0]))
+    print(describe("after ", evaluations[-1]))
+    print(f"{seconds:.0f} s. In {folder}: plots/, metrics.jsonl, samples.jsonl, checkpoints/latest")
+
+
+def main() -> None:
+    try:
+        train(parse_config(sys.argv[1:]))
+    except ValueError as error:
+        print(f"main.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit("interrupted: logs, pictures and the checkpoints written so far are kept")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""A run's folder: what a run writes down, and how it is found again.
+
+    output_dir/args.json              the full effective configuration, versions, git revision, device
+    output_dir/metrics.jsonl          one flat object per step, appended and flushed
+    output_dir/samples.jsonl          prompts, completions, rewards, advantages
+    output_dir/plots/                 redrawn as the run goes on
+    output_dir/checkpoints/step-N/    model and tokenizer as `from_pretrained` reads them, plus trainer_state.pt
+    output_dir/checkpoints/latest     and `best`: links to one of them
+
+Nothing half-written is ever found: checkpoints are written under a temporary name and renamed when complete.
+Left out on purpose: databases, dashboards, uploads. Everything is a file that other tools read.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
+
+
+def create_folder(output_dir: str, overwrite: bool = False) -> Path:
+    """A writable folder for a new run. Raises ValueError when a run is in it already, or it cannot be written."""
+    folder = Path(output_dir)
+    if (folder / "args.json").exists():
+        if not overwrite:
+            raise ValueError(
+                f"output_dir {output_dir!r} already holds a run: give another one, continue it with "
+                "--resume_from_checkpoint latest, or replace it with --overwrite_output_dir"
+            )
+        for name in ("args.json", "metrics.jsonl", "samples.jsonl"):
+            (folder / name).unlink(missing_ok=True)
+        for name in ("plots", "checkpoints"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        probe = folder / "checkpoints" / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to output_dir {output_dir!r}: {error.strerror}") from error
+    return folder
+
+
+def unused_folder(name: str) -> str:
+    """`name`, or `name-2`, `name-3`... : the first in which there is no run yet."""
+    candidates = (name if n == 1 else f"{name}-{n}" for n in range(1, sys.maxsize))
+    return next(c for c in candidates if not Path(c, "args.json").exists())
+
+
+def write_args(folder: Path, config: dict, device: torch.device) -> None:
+    """args.json: what is needed to make the run again."""
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    record = {
+        "config": config,
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        "git_revision": git.stdout.strip() or None,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+    (folder / "args.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+class JsonLines:
+    """An append-only log, one JSON object a line, flushed so that another program can follow it."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def append(self, *rows: dict) -> None:
+        with open(self.file, "a", encoding="utf-8") as out:
+            out.writelines(json.dumps(row) + "\n" for row in rows)
+
+    def read(self) -> list[dict]:
+        """All complete rows; a line torn by a crash is left out."""
+        rows = []
+        for line in self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+        return rows
+
+    def keep_until(self, step: int) -> None:
+        """Forgets the rows after `step`: a resumed run writes them again."""
+        kept = [row for row in self.read() if row["step"] <= step]
+        replacement = JsonLines(self.file.with_suffix(".tmp"))
+        replacement.file.unlink(missing_ok=True)
+        replacement.append(*kept)
+        os.replace(replacement.file, self.file)
+
+
+def save_checkpoint(folder: Path, step: int, model, tokenizer, trainer_state: dict, keep: int, is_best: bool) -> Path:
+    """Writes checkpoints/step-N, points `latest` (and `best`) at it; keeps the newest `keep` and those two."""
+    checkpoints = folder / "checkpoints"
+    target = checkpoints / f"step-{step}"
+    temporary = checkpoints / f".writing-step-{step}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    model.save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    torch.save(trainer_state, temporary / "trainer_state.pt")
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(temporary, target)
+    for link in ["latest"] + ["best"] * is_best:
+        new = checkpoints / f".{link}"
+        new.unlink(missing_ok=True)
+        new.symlink_to(target.name)
+        os.replace(new, checkpoints / link)
+    linked = {(checkpoints / link).resolve() for link in ("latest", "best")}
+    steps = sorted(checkpoints.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    for old in steps[:-keep]:
+        if old.resolve() not in linked:
+            shutil.rmtree(old)
+    return target
+
+
+def find_checkpoint(output_dir: str | None, which: str) -> tuple[Path, Path]:
+    """(the run's folder, a checkpoint in it by name: "latest", "best", "step-20"; or any checkpoint by its path)."""
+    if output_dir is None:
+        raise ValueError("--resume_from_checkpoint needs --output_dir: the folder of the run to go on with")
+    checkpoints = Path(output_dir) / "checkpoints"
+    for candidate in (checkpoints / which, Path(which)):
+        if (candidate / "trainer_state.pt").is_file():
+            return Path(output_dir), candidate.resolve()
+    there = sorted(path.name for path in checkpoints.glob("[!.]*"))
+    raise ValueError(f"no checkpoint {which!r} in {output_dir!r}; there: {', '.join(there) or 'none'}")
+
+
+@contextlib.contextmanager
+def stopwatch(device: torch.device):
+    """Wall-clock seconds of the block, until the GPU has finished too; call what it yields to read them."""
+    started = time.perf_counter()
+    seconds = []
+    yield lambda: seconds[0]
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds.append(time.perf_counter() - started)

@@ -1,0 +1,387 @@
+"""main.py: settings that cannot be right are refused, an update is the gradient it claims to be, a run leaves what it
+promises and can be made again."""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import PROMPTS, ROOT, random_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import evaluator
+import grpo
+import llms
+import main
+from main import PRESETS, GRPOConfig, micro_batches, parse_config, train, update
+from rollout import generate
+
+GSM8K = ROOT.parent / "shared/data/gsm8k"
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_without_cuda_the_tiny_preset_and_a_line_that_says_so(capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert parse_config([]).model_name == "tiny"
+    assert "preset tiny: no CUDA device" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert parse_config([]).preset == "qwen2.5-1.5b"
+    assert parse_config(["--preset", "tiny"]).preset == "tiny"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_valid_and_every_flag_overrides_them(preset):
+    config = parse_config(["--preset", preset])
+    for name, value in PRESETS[preset].items():
+        assert getattr(config, name) == value
+    other = parse_config(["--preset", preset, "--group_size", "4", "--learning_rate", "3e-5", "--mask_truncated"])
+    changed = {f.name for f in dataclasses.fields(config) if getattr(config, f.name) != getattr(other, f.name)}
+    assert changed == {"group_size", "learning_rate", "mask_truncated"}
+
+
+def test_every_setting_is_read():
+    source = (ROOT / "main.py").read_text()
+    for f in dataclasses.fields(GRPOConfig):
+        assert re.search(rf"\bconfig\.{f.name}\b", source), f"{f.name} is parsed and never used"
+
+
+@pytest.mark.parametrize(
+    "arguments, fragments",
+    [
+        ("--learning_rat 1", ["--learning_rat", "--learning_rate"]),
+        ("--zzz", ["--zzz", "--help"]),
+        ("stray", ["stray"]),
+        ("--preset huge", ["huge", "tiny", "qwen2.5-1.5b"]),
+        ("--loss_type ppo", ["ppo", "grpo", "dr_grpo"]),
+        ("--advantage_scale x", ["'x'", "group", "batch", "none"]),
+        ("--tags cot", ["cot", "reasoning", "think"]),
+        ("--control x", ["shuffled_advantages"]),
+        ("--report_to x", ["wandb"]),
+        ("--rewards accuracy:1,beauty:2", ["beauty", "accuracy", "format"]),
+        ("--dataset_name mmlu", ["mmlu", "gsm8k", "arithmetic"]),
+        ("--group_size 1", ["group_size 1"]),
+        ("--group_size 0", ["group_size 0"]),
+        ("--group_size many", ["many"]),
+        ("--temperature 0", ["temperature 0"]),
+        ("--temperature -1", ["temperature -1"]),
+        ("--temperature nan", ["temperature nan"]),
+        ("--learning_rate inf", ["learning_rate inf"]),
+        ("--max_completion_length -5", ["max_completion_length -5"]),
+        ("--minibatches 3", ["minibatches 3", "16"]),
+        ("--final_lr_fraction 2", ["final_lr_fraction 2"]),
+        ("--beta -0.1", ["beta -0.1"]),
+    ],
+)
+def test_bad_arguments_get_one_line_that_names_value_and_choices(arguments, fragments):
+    with pytest.raises(ValueError) as error:
+        parse_config(["--preset", "tiny", *arguments.split()] if "--preset" not in arguments else arguments.split())
+    for fragment in fragments:
+        assert fragment in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def run_main(*arguments):
+    return subprocess.run([sys.executable, ROOT / "main.py", *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_an_error_is_one_line_on_stderr_and_exit_code_2(tmp_path):
+    done = run_main("--loss_type", "ppo")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "choose from" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "settings, fragment",
+    [
+        (dict(max_completion_length=400, max_prompt_length=200), "512 positions"),
+        (dict(model_name="./nowhere"), "./nowhere"),
+        (dict(dataset_name="mine", dataset_path="/nowhere"), "/nowhere"),
+        (dict(max_prompt_length=3), "the shortest prompt has"),
+        (dict(resume_from_checkpoint="latest"), "there: none"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(settings, fragment, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(fragment)):
+        train(tiny_config(tmp_path / "run", **settings))
+
+
+def test_a_folder_that_cannot_be_written_and_a_resume_without_one(tmp_path):
+    with pytest.raises(ValueError, match="cannot write to output_dir '/proc/nowhere'"):
+        train(tiny_config("/proc/nowhere"))
+    with pytest.raises(ValueError, match="needs --output_dir"):
+        train(tiny_config(None, resume_from_checkpoint="latest"))
+
+
+# ---------------------------------------------------------------- one update
+
+
+def tiny_config(output_dir, **overrides):
+    settings = PRESETS["tiny"] | dict(
+        output_dir=output_dir and str(output_dir), max_steps=2, problems_per_step=4, group_size=4, eval_steps=2,
+        eval_problems=8, save_steps=2, warmup_steps=1, learning_rate=1e-3,
+    )  # fmt: skip
+    return GRPOConfig(**(settings | overrides))
+
+
+def rollout_and_advantages(model, tokenizer, group_size=4):
+    rollout = generate(model, tokenizer, PROMPTS, group_size=group_size, max_new_tokens=20, seed=0)
+    assert len(set(rollout.lengths.tolist())) > 3
+    torch.manual_seed(1)
+    rewards = torch.randint(3, (len(rollout.texts),)) / 2
+    rewards[:group_size] = 1.0  # one group without variance
+    return rollout, grpo.compute_advantages(rewards, group_size)
+
+
+def weights_after_update(tokenizer, advantages=None, model=None, **overrides):
+    model = model or random_model()
+    rollout, own_advantages = rollout_and_advantages(random_model(), tokenizer)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    config = tiny_config("unused", minibatches=1, max_grad_norm=1e9, **overrides)
+    before = [p.detach().clone() for p in model.parameters()]
+    stats = update(model, model, None, optimizer, rollout, own_advantages if advantages is None else advantages, config)
+    return [p.detach() - b for p, b in zip(model.parameters(), before, strict=True)], stats
+
+
+@pytest.mark.parametrize("loss_type", grpo.LOSS_TYPES)
+def test_update_is_the_gradient_of_the_plain_loss_on_all_rows(tokenizer, loss_type):
+    """Micro-batches, sorting and leaving out rows without advantage must not change the step."""
+    model = random_model()
+    rollout, advantages = rollout_and_advantages(model, tokenizer)
+    logprobs = llms.completion_logprobs(model, rollout)
+    loss, _ = grpo.policy_loss(logprobs, None, advantages, rollout.draw_mask, loss_type=loss_type, max_length=20)
+    loss.backward()
+    for budget in (1, 100, 10**6):  # one row, a few, all in a micro-batch
+        moved, stats = weights_after_update(
+            tokenizer, loss_type=loss_type, max_completion_length=20, tokens_per_micro_batch=budget
+        )
+        for delta, parameter in zip(moved, model.parameters(), strict=True):
+            assert torch.allclose(delta, -0.1 * parameter.grad, atol=1e-6)
+        norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
+        assert stats["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+        assert stats["lr"] == 0.1 and stats["logprob_gap"] < 1e-4
+
+
+def test_a_step_without_any_signal_changes_nothing(tokenizer):
+    moved, stats = weights_after_update(tokenizer, advantages=torch.zeros(16))
+    assert all((delta == 0).all() for delta in moved)
+    assert stats["grad_norm"] == 0
+
+
+def test_masked_truncated_rows_keep_their_place_in_the_baseline_but_not_in_the_loss(tokenizer):
+    rollout, advantages = rollout_and_advantages(random_model(), tokenizer)
+    truncated = torch.tensor([finish == "length" for finish in rollout.finish])
+    assert 0 < truncated.sum() < 16
+    masked, _ = weights_after_update(tokenizer, mask_truncated=True)
+    by_hand = random_model()
+    mask = rollout.draw_mask & ~truncated.view(-1, 1, 1)
+    logprobs = llms.completion_logprobs(by_hand, rollout)
+    grpo.policy_loss(logprobs, None, advantages, mask, loss_type="dr_grpo", max_length=72)[0].backward()
+    for delta, parameter in zip(masked, by_hand.parameters(), strict=True):
+        assert torch.allclose(delta, -0.1 * parameter.grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [dict(updates_per_rollout=2), dict(minibatches=2), dict()])
+def test_old_logprobs_are_those_of_the_policy_that_sampled(tokenizer, monkeypatch, settings):
+    """The ratio is 1 at the first optimizer step and no longer at the second. A single step needs no old log-probs."""
+    ratios = []
+
+    def spy(logprobs, old_logprobs, advantages, mask, **options):
+        old = logprobs.detach() if old_logprobs is None else old_logprobs
+        ratios.append(torch.exp(logprobs.detach() - old)[mask])
+        assert (old_logprobs is None) == (not settings)
+        return grpo_loss(logprobs, old_logprobs, advantages, mask, **options)
+
+    grpo_loss = grpo.policy_loss
+    monkeypatch.setattr(grpo, "policy_loss", spy)
+    model = random_model()
+    rollout, advantages = rollout_and_advantages(model, tokenizer)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    update(model, model, None, optimizer, rollout, advantages, tiny_config("unused", **{"minibatches": 1, **settings}))
+    assert torch.allclose(ratios[0], torch.ones_like(ratios[0]), atol=1e-4)
+    assert len(ratios) == (2 if settings else 1)
+    if settings:
+        assert (ratios[1] - 1).abs().max() > 1e-3
+
+
+def test_a_bf16_actor_does_not_pass_for_the_policy(tokenizer, monkeypatch):
+    """With several updates, old log-probs are the fp32 policy's, not those that the bf16 actor reported."""
+    seen = []
+    grpo_loss = grpo.policy_loss
+    monkeypatch.setattr(
+        grpo, "policy_loss", lambda lp, old, *a, **k: (seen.append((lp.detach(), old)), grpo_loss(lp, old, *a, **k))[1]
+    )
+    policy = random_model()
+    actor = llms.make_actor(policy, torch.bfloat16)
+    rollout, advantages = rollout_and_advantages(actor, tokenizer)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+    stats = update(policy, actor, None, optimizer, rollout, advantages, tiny_config("unused", minibatches=2))
+    assert torch.allclose(seen[0][0], seen[0][1], atol=1e-4)
+    assert stats["logprob_gap"] > 1e-4  # what bf16 costs, in nats a token
+
+
+def test_kl_is_exactly_zero_at_the_start_even_if_the_checkpoint_has_dropout(tokenizer, tmp_path):
+    random_model(attention_dropout=0.3).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    policy, reference = (llms.load(str(tmp_path))[0] for _ in range(2))
+    rollout, advantages = rollout_and_advantages(policy, tokenizer)
+    optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)
+    config = tiny_config("unused", beta=0.1, minibatches=1)
+    assert update(policy, policy, reference, optimizer, rollout, advantages, config)["kl"] == 0
+    assert update(policy, policy, reference, optimizer, rollout, advantages, config)["kl"] > 0
+
+
+def test_gradient_checkpointing_gives_the_same_step(tokenizer):
+    checkpointed = random_model()
+    checkpointed.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for a, b in zip(
+        weights_after_update(tokenizer)[0], weights_after_update(tokenizer, model=checkpointed)[0], strict=True
+    ):
+        assert torch.allclose(a, b, atol=1e-7)
+
+
+def test_micro_batches_keep_the_budget_and_every_row(tokenizer):
+    rollout, _ = rollout_and_advantages(random_model(), tokenizer)
+    widths = [len(p) + n for p, n in zip(rollout.prompt_ids, rollout.lengths.tolist(), strict=True)]
+    for budget in (1, 60, 150, 10**6):
+        batches = micro_batches(rollout, range(2, 16), budget)
+        assert sorted(row for batch in batches for row in batch) == list(range(2, 16))
+        for batch in batches:
+            assert len(batch) == 1 or len(batch) * max(widths[row] for row in batch) <= budget
+    assert len(micro_batches(rollout, range(16), 10**6)) == 1
+
+
+def test_learning_rate_schedule():
+    config = tiny_config("unused", max_steps=11, warmup_steps=3, final_lr_fraction=0.1)
+    factors = [main.lr_factor(step, config) for step in range(1, 12)]
+    assert factors[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert factors[3:] == pytest.approx([1 - 0.9 * i / 7 for i in range(8)])
+    assert min(main.lr_factor(step, tiny_config("unused", max_steps=1, warmup_steps=0)) for step in range(1, 4)) > 0
+
+
+# ---------------------------------------------------------------- whole runs
+
+
+def metrics_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(rows):
+    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens_per_second"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return train(tiny_config(folder, max_steps=4, save_steps=2))
+
+
+def test_a_run_leaves_what_it_promises(finished_run):
+    rows = metrics_of(finished_run)
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    training = (
+        "reward reward/accuracy reward/format accuracy format_rate completion_length truncated_rate entropy clip_frac "
+        "grad_norm lr zero_std_groups reflect_rate logprob_gap time/rollout time/train tokens_per_second"
+    ).split()
+    evaluation = [f"eval/{k}" for k in (
+        "accuracy accuracy_low accuracy_high accuracy_greedy accuracy_flexible format_rate length n"
+    ).split()]  # fmt: skip
+    for row in rows:
+        assert all(key in row for key in training) == (row["step"] > 0)
+        assert all(key in row for key in evaluation) == (row["step"] in (0, 2, 4))
+    assert rows[1]["lr"] == pytest.approx(0.5e-3) and rows[2]["lr"] == pytest.approx(1e-3)
+
+    samples = [json.loads(line) for line in (finished_run / "samples.jsonl").read_text().splitlines()]
+    train_samples = [s for s in samples if s["split"] == "train"]
+    assert len(train_samples) == 4 * 16
+    for s in train_samples:
+        assert s["reward/accuracy"] == evaluator.accuracy_reward(s["completion"], s["gold"])
+        assert s["reward"] == pytest.approx(s["reward/accuracy"] + 0.5 * s["reward/format"])
+    for step in range(1, 5):  # advantages sum to nothing within a group, and a group shares its prompt
+        rows_of_step = [s for s in train_samples if s["step"] == step]
+        for g in range(0, 16, 4):
+            assert sum(s["advantage"] for s in rows_of_step[g : g + 4]) == pytest.approx(0, abs=1e-5)
+            assert len({s["prompt"] for s in rows_of_step[g : g + 4]}) == 1
+
+    args = json.loads((finished_run / "args.json").read_text())
+    assert args["config"]["max_steps"] == 4 and "torch" in args["versions"]
+    for picture in ("train_score.png", "eval_score.png"):
+        assert (finished_run / "plots" / picture).stat().st_size > 10_000
+
+
+def test_the_checkpoint_opens_with_plain_transformers_and_has_learned_something(finished_run):
+    model = AutoModelForCausalLM.from_pretrained(finished_run / "checkpoints/latest")
+    tokenizer = AutoTokenizer.from_pretrained(finished_run / "checkpoints/latest")
+    base = AutoModelForCausalLM.from_pretrained(ROOT / "tiny")
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), base.parameters(), strict=True))
+    assert tokenizer("Mia has 12 eggs.")["input_ids"]
+
+
+def test_same_seed_same_metrics_and_another_seed_others(finished_run, tmp_path):
+    again = train(tiny_config(tmp_path / "again", max_steps=4, save_steps=2))
+    assert without_times(metrics_of(again)) == without_times(metrics_of(finished_run))
+    other = train(tiny_config(tmp_path / "other", max_steps=1, eval_steps=1, seed=1))
+    assert metrics_of(other)[1]["reward"] != metrics_of(finished_run)[1]["reward"]
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(finished_run, tmp_path, monkeypatch):
+    config = tiny_config(tmp_path / "run", max_steps=4, save_steps=2)
+    original = main.update
+    monkeypatch.setattr(
+        main, "update", lambda *a: pytest.fail("stop") if len(calls) == 3 else (calls.append(1), original(*a))[1]
+    )
+    calls = []
+    with pytest.raises(BaseException, match="stop"):
+        train(config)
+    monkeypatch.setattr(main, "update", original)
+    folder = train(dataclasses.replace(config, resume_from_checkpoint="latest"))
+    assert without_times(metrics_of(folder)) == without_times(metrics_of(finished_run))
+    a, b = (AutoModelForCausalLM.from_pretrained(f / "checkpoints/latest") for f in (folder, finished_run))
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_a_folder_with_a_run_is_refused(finished_run):
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(tiny_config(finished_run))
+
+
+def test_settings_that_change_the_path_through_the_loop(tmp_path):
+    folder = train(
+        tiny_config(
+            tmp_path / "run",
+            max_steps=1,
+            eval_steps=1,
+            beta=0.05,
+            tags="think",
+            prompt_style="plain",
+            loss_type="gspo",
+            rewards="accuracy,tag_count:0.5,integer:0.1",
+            updates_per_rollout=2,
+            control="shuffled_advantages",
+            gradient_checkpointing=True,
+        )  # fmt: skip
+    )
+    row = metrics_of(folder)[1]
+    assert row["kl"] > 0 and row["reward/tag_count"] >= 0 and "reward/format" not in row
+
+
+def test_the_control_gives_rows_the_advantages_of_others(tmp_path):
+    def advantages(control):
+        folder = train(tiny_config(tmp_path / control, max_steps=1, eval_steps=1, group_size=8, control=control))
+        samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+        return [s["advantage"] for s in samples if s["split"] == "train"]
+
+    real, shuffled = advantages("none"), advantages("shuffled_advantages")
+    assert real != shuffled and sorted(real) == pytest.approx(sorted(shuffled))
+
+
+@pytest.mark.skipif(not GSM8K.is_dir(), reason=f"{GSM8K} is not here: the real problems are not run")
+def test_a_step_on_the_real_gsm8k(tmp_path):
+    folder = train(
+        tiny_config(tmp_path / "run", dataset_name="gsm8k", dataset_path=str(GSM8K), max_steps=1, eval_steps=1)
+    )
+    assert metrics_of(folder)[1]["completion_length"] > 0

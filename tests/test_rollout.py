@@ -1,0 +1,234 @@
+"""rollout.generate: against transformers' own generate, against the distribution it claims to sample, and alone
+against in company."""
+
+import math
+
+import pytest
+import torch
+from conftest import PROMPTS, STOP_IDS, random_model
+
+import llms
+from rollout import KVCache, generate, sample
+
+
+def greedy_by_transformers(model, tokenizer, prompt, max_new_tokens):
+    ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)["input_ids"]
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False)
+    return out[0, ids.shape[1] :]
+
+
+def completion(rollout, row):
+    return rollout.trace_ids[row][rollout.completion_mask[row]]
+
+
+def next_logits(model, ids):
+    return model(torch.tensor([ids])).logits[0, -1].float()
+
+
+# ---------------------------------------------------------------- greedy equals transformers
+
+
+def test_greedy_equals_transformers(model, tokenizer):
+    rollout = generate(model, tokenizer, PROMPTS, max_new_tokens=40, temperature=0)
+    assert len({len(ids) for ids in rollout.prompt_ids}) == len(PROMPTS), "prompts of unequal length are the point"
+    for row, prompt in enumerate(PROMPTS):
+        assert torch.equal(completion(rollout, row), greedy_by_transformers(model, tokenizer, prompt, 40))
+
+
+def test_greedy_equals_transformers_in_a_shrinking_batch(tokenizer):
+    """Rows that stop at very different steps: each departure moves other rows in the cache."""
+    model = random_model(eos_token_id=list(range(0, 512, 12)))
+    prompts = [f"{'Tom has ' * (i % 5)}{i}" for i in range(24)]
+    rollout = generate(model, tokenizer, prompts, max_new_tokens=60, temperature=0)
+    assert len(set(rollout.lengths.tolist())) > 5
+    for row, prompt in enumerate(prompts):
+        assert torch.equal(completion(rollout, row), greedy_by_transformers(model, tokenizer, prompt, 60))
+
+
+@pytest.mark.parametrize("how", ["train mode", "gradient checkpointing"])
+def test_model_in_training_decodes_the_same_and_stays_in_training(tokenizer, how):
+    model = random_model()
+    expected = generate(model, tokenizer, PROMPTS, max_new_tokens=20, temperature=0)
+    model.config.use_cache = False  # what training code often sets
+    if how == "gradient checkpointing":
+        model.gradient_checkpointing_enable()
+    model.train()
+    attention = model.config._attn_implementation
+    rollout = generate(model, tokenizer, PROMPTS, max_new_tokens=20, temperature=0)
+    assert torch.equal(rollout.draws, expected.draws)
+    assert model.training and model.config._attn_implementation == attention
+
+
+def test_generation_config_of_the_checkpoint_does_not_leak(tokenizer):
+    """top_k, penalties and the like belong to a chat demo; the loss needs the distribution that was sampled."""
+    plain, odd = random_model(), random_model()
+    odd.generation_config.update(
+        top_k=3, top_p=0.4, temperature=0.3, repetition_penalty=5.0, do_sample=True, no_repeat_ngram_size=2,
+        min_new_tokens=15, suppress_tokens=[5, 6], max_length=3,
+    )  # fmt: skip
+    for temperature in (0, 1.0):
+        a, b = (
+            generate(m, tokenizer, PROMPTS, max_new_tokens=25, temperature=temperature, seed=3) for m in (plain, odd)
+        )
+        assert torch.equal(a.draws, b.draws) and torch.equal(a.logprobs, b.logprobs)
+
+
+# ---------------------------------------------------------------- the distribution
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_and_entropy_are_those_of_the_sampling_distribution(tokenizer, temperature):
+    model = random_model()
+    rollout = generate(model, tokenizer, PROMPTS, group_size=2, max_new_tokens=12, temperature=temperature, seed=1)
+    for row in range(len(rollout.texts)):
+        ids = rollout.prompt_ids[row].tolist()
+        for t, token in enumerate(completion(rollout, row).tolist()):
+            logprobs = torch.log_softmax(next_logits(model, ids) / temperature, dim=-1)  # no cache, no batch
+            assert rollout.logprobs[row, t, 0].item() == pytest.approx(logprobs[token].item(), abs=1e-4)
+            entropy = -(logprobs.exp() * logprobs).sum().item()
+            assert rollout.entropy[row, t].item() == pytest.approx(entropy, abs=1e-4)
+            ids.append(token)
+
+
+def test_greedy_reports_the_logprobs_of_temperature_one(tokenizer):
+    model = random_model()
+    rollout = generate(model, tokenizer, PROMPTS[:1], max_new_tokens=1, temperature=0)
+    logprobs = torch.log_softmax(next_logits(model, rollout.prompt_ids[0].tolist()), dim=-1)
+    assert rollout.logprobs[0, 0, 0].item() == pytest.approx(logprobs.max().item(), abs=1e-4)
+
+
+def test_sample_frequencies_match_the_probabilities():
+    torch.manual_seed(0)
+    n, temperature = 200_000, 0.8
+    logits = torch.tensor([2.0, -1.0, 0.5, -math.inf, 1.0])
+    expected = torch.softmax(logits / temperature, dim=-1)
+    token, logprob, entropy = sample(logits.expand(n, -1), temperature, torch.rand(n))
+    frequency = torch.bincount(token, minlength=5) / n
+    assert frequency[3] == 0, "an impossible token was drawn"
+    assert torch.allclose(frequency, expected, atol=4 * 0.5 / n**0.5)  # four standard errors
+    assert torch.allclose(logprob, expected.log()[token], atol=1e-5)
+    assert torch.allclose(entropy, torch.special.entr(expected).sum(), atol=1e-5)
+
+
+def test_sample_at_the_edges_of_the_uniform_interval():
+    """The inverse of the distribution function must land on a token of positive probability even there."""
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]])
+    for uniform, expected in ((0.0, 1), (0.499999, 1), (0.500001, 3), (1 - 2**-24, 3)):
+        assert sample(logits, 1.0, torch.tensor([uniform]))[0].item() == expected
+
+
+def test_temperature_towards_zero_is_greedy(tokenizer):
+    model = random_model()
+    cold = generate(model, tokenizer, PROMPTS, max_new_tokens=20, temperature=1e-4, seed=0)
+    assert torch.equal(cold.draws, generate(model, tokenizer, PROMPTS, max_new_tokens=20, temperature=0).draws)
+
+
+# ---------------------------------------------------------------- rows, ends, seeds
+
+
+def test_a_row_alone_equals_the_row_in_company(model, tokenizer):
+    together = generate(model, tokenizer, PROMPTS, max_new_tokens=30, temperature=0)
+    for row, prompt in enumerate(PROMPTS):
+        alone = generate(model, tokenizer, [prompt], max_new_tokens=30, temperature=0)
+        assert torch.equal(completion(alone, 0), completion(together, row))
+        n = len(completion(alone, 0))
+        assert torch.allclose(alone.logprobs[0], together.logprobs[row, :n], atol=1e-4)
+
+
+def test_sampled_rows_do_not_depend_on_the_rows_after_them(tokenizer):
+    model = random_model()
+    few = generate(model, tokenizer, PROMPTS[:2], group_size=3, max_new_tokens=30, seed=5)
+    more = generate(model, tokenizer, PROMPTS, group_size=3, max_new_tokens=30, seed=5)
+    for row in range(6):
+        assert torch.equal(completion(few, row), completion(more, row))
+
+
+def test_same_seed_same_rows_other_seed_others_and_a_group_differs_within(tokenizer):
+    model = random_model()
+    a, b, c = (generate(model, tokenizer, PROMPTS, group_size=4, max_new_tokens=20, seed=s) for s in (1, 1, 2))
+    assert torch.equal(a.draws, b.draws) and torch.equal(a.logprobs, b.logprobs)
+    assert a.draws.shape != c.draws.shape or not torch.equal(a.draws, c.draws)
+    assert len({tuple(completion(a, row).tolist()) for row in range(4)}) > 1
+    torch.manual_seed(0)
+    x = generate(model, tokenizer, PROMPTS, max_new_tokens=20)
+    y = generate(model, tokenizer, PROMPTS, max_new_tokens=20)
+    assert x.texts != y.texts, "without a seed every call differs"
+
+
+def test_groups_stand_side_by_side(tokenizer):
+    rollout = generate(random_model(), tokenizer, PROMPTS, group_size=3, max_new_tokens=2, seed=0)
+    expected = [tokenizer(prompt)["input_ids"] for prompt in PROMPTS for _ in range(3)]
+    assert [ids.tolist() for ids in rollout.prompt_ids] == expected
+
+
+@pytest.mark.parametrize("stop", STOP_IDS[:3])
+def test_the_stop_token_counts_and_nothing_after_it(tokenizer, stop):
+    """For each of several stop ids, pad among them: a mask made by comparing with pad would drop the end token."""
+    model = random_model(pad_token_id=stop, eos_token_id=STOP_IDS)
+    rollout = generate(model, tokenizer, PROMPTS, group_size=32, max_new_tokens=40, seed=0)
+    ended_with_it = 0
+    for row, finish in enumerate(rollout.finish):
+        ids, mask = rollout.trace_ids[row].tolist(), rollout.completion_mask[row].tolist()
+        first = next((t for t, token in enumerate(ids) if token in STOP_IDS), None)
+        assert finish == ("length" if first is None else "stop")
+        n = len(ids) if first is None else first + 1
+        assert mask == [True] * n + [False] * (len(ids) - n)
+        assert rollout.draw_mask[row, :, 0].tolist() == mask
+        assert rollout.weights[row, :, 0].tolist() == [float(m) for m in mask]
+        ended_with_it += first is not None and ids[first] == stop
+    assert ended_with_it > 0
+
+
+def test_length_limit(tokenizer):
+    rollout = generate(random_model(eos_token_id=None), tokenizer, PROMPTS, max_new_tokens=7, stop_ids=[], seed=0)
+    assert rollout.finish == ["length"] * 4
+    assert rollout.lengths.tolist() == [7] * 4 and rollout.draws.shape == (4, 7, 1)
+
+
+def test_texts_are_the_sampled_ids_decoded_without_the_stop_token(tokenizer):
+    rollout = generate(random_model(), tokenizer, PROMPTS, group_size=4, max_new_tokens=20, seed=0)
+    for row, text in enumerate(rollout.texts):
+        ids = completion(rollout, row).tolist()
+        assert text == tokenizer.decode(ids[:-1] if rollout.finish[row] == "stop" else ids, skip_special_tokens=True)
+
+
+def test_stop_ids_are_the_union_of_all_places_that_name_one(tokenizer):
+    model = random_model(eos_token_id=[7, 9])
+    model.generation_config.eos_token_id = 11
+    assert llms.stop_ids(model, tokenizer) == sorted({7, 9, 11, tokenizer.eos_token_id})
+
+
+def test_dropping_rows_moves_the_last_live_ones_into_the_gaps():
+    cache = KVCache(torch.tensor([2, 1]), group_size=3, max_new_tokens=2)
+    keys = torch.arange(2 * 1 * 2 * 1.0).view(2, 1, 2, 1)
+    cache.update(keys, -keys, 0)
+    cache.next_mask()
+    new = torch.tensor([10.0, 11, 12, 13, 14, 15]).view(6, 1, 1, 1)
+    cache.update(new, -new, 0)
+    live = torch.tensor([False, True, True, False, False, True])
+    order = cache.drop_rows(live)
+    assert sorted(order.tolist()) == [1, 2, 5] and order.tolist()[1:] == [1, 2], "rows that can stay do stay"
+    mask = cache.next_mask()
+    new = torch.tensor([20.0, 21, 22]).view(3, 1, 1, 1)
+    stored_keys, stored_values = cache.update(new, -new, 0)
+    assert stored_keys[:, 0, 2, 0].tolist() == (order + 10).float().tolist()
+    assert torch.equal(stored_values, -stored_keys)
+    # row 5 continues the second prompt: its prompt is one token long, so its second column is a hole
+    assert mask[:, 0, 0].tolist() == [[True, row < 3, True, True] for row in order.tolist()]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(prompts=[]), "at least one token"),
+        (dict(prompts=["a", ""]), "at least one token"),
+        (dict(temperature=-0.1), "-0.1"),
+        (dict(group_size=0), "group_size"),
+        (dict(max_new_tokens=0), "max_new_tokens"),
+        (dict(max_new_tokens=256), "256 positions"),
+    ],
+)
+def test_bad_arguments(tokenizer, arguments, message):
+    arguments = dict(prompts=["abc"], max_new_tokens=4) | arguments
+    with pytest.raises(ValueError, match=message):
+        generate(random_model(), tokenizer, **arguments)
