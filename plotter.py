@@ -224,7 +224,7 @@ def draw_panel(axes, panel, groups, window, height) -> float:
 def describe(group, window) -> str:
     """What the line, the band and the faint lines of a group stand for."""
     if len(group.runs) > 1:
-        averaged = f", of up to {window} steps" if window > 1 else ""
+        averaged = f" and of up to {window} steps" if window > 1 else ""
         return f"{group.label}; mean of {len(group.runs)} seeds{averaged} (band: minimum to maximum; faint: each seed)"
     drawn = f"bold: mean of up to {window} steps; faint: each step" if window > 1 else "band: Wilson 95 % interval"
     return f"{group.label} ({drawn})"

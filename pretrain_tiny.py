@@ -16,7 +16,6 @@ import argparse
 import json
 import random
 import re
-import time
 from pathlib import Path
 
 import torch
@@ -110,7 +109,7 @@ def with_slips(problem: Problem, rng: random.Random, rate: float) -> tuple[str, 
 
 def web_answer(problem: Problem, rng: random.Random) -> str:
     """One of the styles in which the web answers: tagged or not, worked out or blurted."""
-    body, answer = with_slips(problem, rng, rate=0.04)
+    body, answer = with_slips(problem, rng, rate=0.02)
     if rng.random() < 0.5:
         body, answer = "I guess.", problem.answer
     style = rng.random()
@@ -208,10 +207,10 @@ def main():
     parser.add_argument("--rows", type=int, default=32, help="documents per step")
     parser.add_argument("--learning_rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stage1_dir", help="where stage 1's model is kept; if it is there, only stage 2 runs")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    rng = random.Random(args.seed)
     tokenizer = train_tokenizer(random.Random(0))  # the same for both sizes: distillation compares their logits
     config = Qwen2Config(
         vocab_size=VOCAB_SIZE,
@@ -222,19 +221,18 @@ def main():
         pad_token_id=tokenizer.pad_token_id,
         **SIZES[args.size],
     )
-    model = Qwen2ForCausalLM(config)
-    started = time.time()
-    stage1 = Path(f"{args.output_dir}_stage1")
-    if stage1.exists():  # stage 2 alone, with other styles or shares
-        model = Qwen2ForCausalLM.from_pretrained(stage1)
+    if args.stage1_dir and Path(args.stage1_dir).is_dir():
+        model = Qwen2ForCausalLM.from_pretrained(args.stage1_dir)
     else:
-        train_stage(model, tokenizer, 1, args.stage1_steps, args.rows, args.learning_rate, rng)
-        model.save_pretrained(stage1)
-    train_stage(model, tokenizer, 2, args.stage2_steps, args.rows, args.learning_rate / 3, rng)
+        model = Qwen2ForCausalLM(config)
+        train_stage(model, tokenizer, 1, args.stage1_steps, args.rows, args.learning_rate, random.Random(args.seed))
+        if args.stage1_dir:
+            model.save_pretrained(args.stage1_dir)
+    train_stage(model, tokenizer, 2, args.stage2_steps, args.rows, args.learning_rate / 3, random.Random(args.seed + 1))
     model.save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
-    made_by = {**vars(args), "parameters": model.num_parameters(), "seconds": round(time.time() - started)}
-    del made_by["output_dir"]
+    made_by = {name: value for name, value in vars(args).items() if not name.endswith("_dir")}
+    made_by["parameters"] = model.num_parameters()
     Path(args.output_dir, "made_by.json").write_text(json.dumps(made_by, indent=1) + "\n")
 
 

@@ -66,7 +66,7 @@ def _download_gsm8k(split):
 
 
 def _read_json_lines(path: Path, split: str):
-    """Yield (line number, row or the reason why the line is no row)."""
+    """Yields (line number, what JSON it holds, or a ValueError with the reason why it holds none)."""
     file = path / f"{split}.jsonl" if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"no dataset file {file}: expected JSON lines with question and answer")
@@ -75,11 +75,11 @@ def _read_json_lines(path: Path, split: str):
             if not line.strip():
                 continue
             try:
-                yield number, json.loads(line.decode("utf-8"))
+                yield number, json.loads(line.decode("utf-8-sig"))
             except UnicodeDecodeError:
-                yield number, "not UTF-8"
-            except (json.JSONDecodeError, RecursionError):
-                yield number, "not JSON"
+                yield number, ValueError("not UTF-8")
+            except (ValueError, RecursionError):
+                yield number, ValueError("not JSON")
 
 
 def _parse_rows(numbered_rows, limit, where) -> list[Problem]:
@@ -101,13 +101,19 @@ def _parse_rows(numbered_rows, limit, where) -> list[Problem]:
 
 def _parse_row(row) -> Problem | str:
     """A Problem, or the reason why the row is none."""
+    if isinstance(row, ValueError):
+        return str(row)
     if not isinstance(row, dict):
-        return row if isinstance(row, str) else "not a JSON object"
+        return "not a JSON object"
     question, solution = row.get("question"), row.get("answer")
     if not isinstance(question, str) or not question.strip():
         return "empty question"
     if not isinstance(solution, str):
         return "no answer text"
+    try:
+        (question + solution).encode()
+    except UnicodeEncodeError:
+        return "half a surrogate pair"
     _, mark, gold = solution.rpartition("####")
     if not mark:
         return "no #### in the answer"

@@ -30,17 +30,18 @@ PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 def create_folder(output_dir: str, overwrite: bool = False) -> Path:
     """A writable folder for a new run. Raises ValueError when a run is in it already, or it cannot be written."""
     folder = Path(output_dir)
-    if (folder / "args.json").exists():
-        if not overwrite:
-            raise ValueError(
-                f"output_dir {output_dir!r} already holds a run: give another one, continue it with "
-                "--resume_from_checkpoint latest, or replace it with --overwrite_output_dir"
-            )
-        for name in ("args.json", "metrics.jsonl", "samples.jsonl"):
-            (folder / name).unlink(missing_ok=True)
-        for name in ("plots", "checkpoints"):
-            shutil.rmtree(folder / name, ignore_errors=True)
     try:
+        files = [folder / name for name in ("metrics.jsonl", "samples.jsonl", "args.json")]
+        if any(file.exists() for file in files):
+            if not overwrite:
+                raise ValueError(
+                    f"output_dir {output_dir!r} already holds a run: give another one, continue it with "
+                    "--resume_from_checkpoint latest, or replace it with --overwrite_output_dir"
+                )
+            for name in ("plots", "checkpoints"):
+                shutil.rmtree(folder / name, ignore_errors=True)
+            for file in files:
+                file.unlink(missing_ok=True)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         probe = folder / "checkpoints" / ".probe"
         probe.touch()
@@ -56,15 +57,21 @@ def unused_folder(name: str) -> str:
     return next(c for c in candidates if not Path(c, "args.json").exists())
 
 
+def _git_revision() -> str | None:
+    """The commit this code is at; None outside a repository, or without git."""
+    command = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
+    try:
+        return subprocess.check_output(command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def write_args(folder: Path, config: dict, device: torch.device) -> None:
     """args.json: what is needed to make the run again."""
-    git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
     record = {
         "config": config,
         "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
-        "git_revision": git.stdout.strip() or None,
+        "git_revision": _git_revision(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
     }
@@ -101,25 +108,53 @@ class JsonLines:
 def save_checkpoint(folder: Path, step: int, model, tokenizer, trainer_state: dict, keep: int, is_best: bool) -> Path:
     """Writes checkpoints/step-N, points `latest` (and `best`) at it; keeps the newest `keep` and those two."""
     checkpoints = folder / "checkpoints"
-    target = checkpoints / f"step-{step}"
-    temporary = checkpoints / f".writing-step-{step}"
+    target, temporary, replaced = (checkpoints / f"{prefix}step-{step}" for prefix in ("", ".writing-", ".replaced-"))
     shutil.rmtree(temporary, ignore_errors=True)
     model.save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
     torch.save(trainer_state, temporary / "trainer_state.pt")
-    shutil.rmtree(target, ignore_errors=True)
+    _flush_to_disk(temporary)
+    if target.exists():  # a resumed run came here again: links that point at it are kept whole meanwhile
+        shutil.copytree(target, replaced, dirs_exist_ok=True)
+        for link in ("latest", "best"):
+            if (checkpoints / link).resolve() == target.resolve():
+                _point(checkpoints / link, replaced)
+        _remove(target)
     os.replace(temporary, target)
-    for link in ["latest"] + ["best"] * is_best:
-        new = checkpoints / f".{link}"
-        new.unlink(missing_ok=True)
-        new.symlink_to(target.name)
-        os.replace(new, checkpoints / link)
+    for link in ("latest", "best"):
+        if link == "latest" or is_best or (checkpoints / link).resolve() == replaced.resolve():
+            _point(checkpoints / link, target)
+    shutil.rmtree(replaced, ignore_errors=True)
+
     linked = {(checkpoints / link).resolve() for link in ("latest", "best")}
-    steps = sorted(checkpoints.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
-    for old in steps[:-keep]:
+    steps = {int(path.name[5:]): path for path in checkpoints.glob("step-*") if path.name[5:].isdecimal()}
+    for _, old in sorted(steps.items())[:-keep]:
         if old.resolve() not in linked:
-            shutil.rmtree(old)
+            _remove(old)
     return target
+
+
+def _flush_to_disk(folder: Path) -> None:
+    """After this not even a power cut loses what is in the folder."""
+    for path in [*folder.iterdir(), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def _point(link: Path, target: Path) -> None:
+    new = link.with_name(f".{link.name}")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target.name)
+    os.replace(new, link)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Takes its name away first: what is half deleted must not pass for a checkpoint."""
+    doomed = checkpoint.with_name(f".removing-{checkpoint.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(checkpoint, doomed)
+    shutil.rmtree(doomed)
 
 
 def find_checkpoint(output_dir: str | None, which: str) -> tuple[Path, Path]:

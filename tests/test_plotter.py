@@ -294,7 +294,9 @@ def test_plot_run_writes_three_pictures_and_overwrites_them(tmp_path):
     (path,) = plotter.plot_run(str(run))
     before = path.read_bytes()
     write(run, metrics(12), torn='{"step": 13, "re')
-    paths = plotter.plot_run(run)
+    with open(path, "rb") as viewer:  # opened before the redraw: it goes on seeing the whole old picture
+        paths = plotter.plot_run(run)
+        assert viewer.read() == before
     assert sorted(path.name for path in paths) == PICTURES
     assert path in paths and path.read_bytes() != before
     check_pictures(run / "plots", PICTURES)

@@ -100,7 +100,6 @@ def test_a_full_disk_is_noticed_before_the_run(tmp_path, monkeypatch):
         create_folder(str(tmp_path / "run"))
 
 
-@pytest.mark.xfail(reason="without args.json, old logs and checkpoints stay even with overwrite", strict=True)
 def test_overwriting_clears_a_run_that_lost_its_args(tmp_path):
     make_run(tmp_path)
     (tmp_path / "args.json").unlink()
@@ -178,13 +177,11 @@ def test_args_outside_a_repository(tmp_path, code_folder):
     assert written_args(tmp_path)["git_revision"] is None
 
 
-@pytest.mark.xfail(reason="git prints the name HEAD, and its exit code is not looked at", strict=True)
 def test_args_in_a_repository_without_a_commit(tmp_path, code_folder):
     git(code_folder, "init", "-q")
     assert written_args(tmp_path)["git_revision"] is None
 
 
-@pytest.mark.xfail(reason="FileNotFoundError: a machine without git cannot train", strict=True)
 def test_args_on_a_machine_without_git(tmp_path, code_folder, monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert written_args(tmp_path)["git_revision"] is None
@@ -422,7 +419,6 @@ def test_pruning_keeps_the_newest_and_latest_and_best(run, steps, best, keep, le
         assert torch.load(run / "checkpoints" / f"step-{step}" / "trainer_state.pt")["step"] == step
 
 
-@pytest.mark.xfail(reason="int('5-backup'): training stops after writing the checkpoint", strict=True)
 def test_a_users_copy_of_a_checkpoint_is_no_step(run):
     save_steps(run, [5])
     shutil.copytree(run / "checkpoints" / "step-5", run / "checkpoints" / "step-5-backup")
@@ -446,6 +442,7 @@ def test_an_error_while_saving_leaves_the_checkpoint_before(run, models, tokeniz
     def half_written(folder):
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
+        (folder / "stale").touch()
         raise OSError(28, "No space left on device")
 
     full = raising(OSError(28, "No space left on device"))
@@ -470,6 +467,7 @@ def test_an_error_while_saving_leaves_the_checkpoint_before(run, models, tokeniz
 
     save_checkpoint(run, 2, models[1], tokenizer, {"step": 2}, keep=1, is_best=True)  # the next try is not in its way
     assert names_in(run) == {"step-2", "latest", "best"}
+    assert not (run / "checkpoints" / "step-2" / "stale").exists()
     assert_opens(run / "checkpoints" / "best", models[1], 2)
 
 
@@ -548,13 +546,11 @@ def test_a_run_killed_at_any_moment_of_saving_has_a_whole_latest_and_best(run, m
     assert set(seen) == {(1, 1), (2, 1), (2, 2)}
 
 
-@pytest.mark.xfail(reason="a checkpoint half removed by pruning still has its trainer_state.pt", strict=True)
 def test_a_run_killed_while_pruning_finds_no_broken_checkpoint(run, models, tokenizer, monkeypatch):
     for killed in runs_killed_while_saving(2, run, models, tokenizer, monkeypatch):
         found(killed, models, "step-1", "step-2")
 
 
-@pytest.mark.xfail(reason="step-N is removed before its successor gets its name", strict=True)
 def test_a_run_killed_while_saving_the_same_step_again_has_a_latest(run, models, tokenizer, monkeypatch):
     for killed in runs_killed_while_saving(1, run, models, tokenizer, monkeypatch):
         assert found(killed, models, "latest", "best") == {"latest": 1, "best": 1}
