@@ -8,7 +8,7 @@ train: .venv/.installed
 	.venv/bin/python main.py $(ARGS)
 
 test: .venv/.installed-dev lint
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q -n auto --maxprocesses 4
 
 lint: .venv/.installed-dev
 	.venv/bin/ruff check .

@@ -109,7 +109,7 @@ def with_slips(problem: Problem, rng: random.Random, rate: float) -> tuple[str, 
 
 def web_answer(problem: Problem, rng: random.Random) -> str:
     """One of the styles in which the web answers: tagged or not, worked out or blurted."""
-    body, answer = with_slips(problem, rng, rate=0.02)
+    body, answer = with_slips(problem, rng, rate=0.04)
     if rng.random() < 0.5:
         body, answer = "I guess.", problem.answer
     style = rng.random()
@@ -221,14 +221,15 @@ def main():
         pad_token_id=tokenizer.pad_token_id,
         **SIZES[args.size],
     )
+    rng = random.Random(args.seed)
     if args.stage1_dir and Path(args.stage1_dir).is_dir():
         model = Qwen2ForCausalLM.from_pretrained(args.stage1_dir)
     else:
         model = Qwen2ForCausalLM(config)
-        train_stage(model, tokenizer, 1, args.stage1_steps, args.rows, args.learning_rate, random.Random(args.seed))
+        train_stage(model, tokenizer, 1, args.stage1_steps, args.rows, args.learning_rate, rng)
         if args.stage1_dir:
             model.save_pretrained(args.stage1_dir)
-    train_stage(model, tokenizer, 2, args.stage2_steps, args.rows, args.learning_rate / 3, random.Random(args.seed + 1))
+    train_stage(model, tokenizer, 2, args.stage2_steps, args.rows, args.learning_rate / 3, rng)
     model.save_pretrained(args.output_dir)
     tokenizer.save_pretrained(args.output_dir)
     made_by = {name: value for name, value in vars(args).items() if not name.endswith("_dir")}

@@ -62,6 +62,7 @@ def test_every_setting_is_read():
         ("--tags cot", ["cot", "reasoning", "think"]),
         ("--control x", ["shuffled_advantages"]),
         ("--report_to x", ["wandb"]),
+        ("--report_to trackio", ["trackio", "pip install"]),
         ("--rewards accuracy:1,beauty:2", ["beauty", "accuracy", "format"]),
         ("--dataset_name mmlu", ["mmlu", "gsm8k", "arithmetic"]),
         ("--group_size 1", ["group_size 1"]),

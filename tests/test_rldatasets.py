@@ -254,8 +254,8 @@ def test_web_answers_come_in_the_stated_shares(splits):
     for style, share in WEB_STYLES.items():
         assert styles[style] / 20_000 == pytest.approx(share, abs=0.015), style
     assert bodies["blurted"] / bodies.total() == pytest.approx(0.5, abs=0.015)
-    # 2 % slips a step, two to four steps: 1 - mean(0.98^2, 0.98^3, 0.98^4) = 5.9 %
-    assert worked_right[False] / worked_right.total() == pytest.approx(0.059, abs=0.01)
+    # 4 % slips a step, two to four steps: 1 - mean(0.96^2, 0.96^3, 0.96^4) = 11 %
+    assert worked_right[False] / worked_right.total() == pytest.approx(0.11, abs=0.015)
 
 
 # ---- The tiny models' tokenizer --------------------------------------------------------------------------------------
