@@ -358,6 +358,8 @@ def _summarise(records, samples, tags):
         "format_rate_low": format_rate_low,
         "format_rate_high": format_rate_high,
         "length": fmean(columns["length"]),
+        "soft_share": sum(columns["soft_steps"]) / max(1, sum(columns["length"])),
+        "top_weight": fmean(columns["top_weight"]),
         "n": n,
         "samples": samples,
         **behaviour_metrics(columns["completion"], columns["length"], columns["finish"], columns["correct"]),
@@ -385,14 +387,15 @@ def evaluate(
     tags: str = "reasoning",
     prompt_style: str = "auto",
     rows_per_batch: int = 256,
+    soft=None,
     seed: int = 0,
     progress: bool = False,
 ) -> dict:
     """Sample `samples` completions for each problem (greedy by default), grade them, and summarise.
 
-    problems: list of rldatasets.Problem. rows_per_batch bounds the rows decoded together (at least one problem's)
-    and so the memory. Sampling depends on `seed`, and on how rows_per_batch cuts the batches, never on global
-    random state.
+    problems: list of rldatasets.Problem. soft: a SoftThinking, or None for ordinary tokens. rows_per_batch bounds
+    the rows decoded together (at least one problem's) and so the memory. Sampling depends on `seed`, and on how
+    rows_per_batch cuts the batches, never on global random state.
 
     Returns fractions from 0 to 1 and lengths in tokens:
       accuracy, accuracy_flexible, format_rate   means over all rows; flexible = last number anywhere
@@ -402,8 +405,9 @@ def evaluate(
       n, samples       problems, and rows per problem
       pass@k, maj@k    for k = samples, if samples > 1
       the keys of behaviour_metrics
+      soft_share, top_weight   share of steps that were mixtures; weight of the readable token, mean over rows
       records          a dict per row, in the order of the problems: question, gold, completion, finish, length,
-                       correct, format
+                       soft_steps, top_weight, correct, format
 
     Raises ValueError if there are no problems, or if several samples would be greedy copies of each other.
     """
@@ -427,9 +431,14 @@ def evaluate(
             group_size=samples,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
+            soft=soft,
             seed=seed + batch_index,  # one seed for all would give every batch the same random draws
         )
-        lengths = rollout.completion_mask.sum(-1).tolist()  # (B,)
+        lengths = rollout.lengths.tolist()  # (B,)
+        soft_steps = rollout.is_soft.sum(-1).tolist()  # (B,)
+        top_weight = (
+            (rollout.top_weight * rollout.completion_mask).sum(-1) / rollout.lengths.clamp(min=1)
+        ).tolist()  # (B,) means
         assert len(lengths) == len(batch) * samples, "generate returns group_size rows for each prompt"
         for row, text in enumerate(rollout.texts):
             problem = batch[row // samples]  # a prompt's rows stand together
@@ -440,6 +449,8 @@ def evaluate(
                     "completion": text,
                     "finish": rollout.finish[row],
                     "length": lengths[row],
+                    "soft_steps": soft_steps[row],
+                    "top_weight": top_weight[row],
                     "correct": accuracy_reward(text, problem.answer, tags) == 1.0,
                     "format": format_reward(text, tags) == 1.0,
                 }

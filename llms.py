@@ -40,11 +40,9 @@ def load(model_name: str, device: str | torch.device | None = None, dtype: torch
     return model.to(device).eval(), tokenizer
 
 
-def check_positions(model_name: str, num_tokens: int) -> None:
-    """Raises ValueError if the model has fewer positions than num_tokens. Reads its configuration alone."""
-    limit = _from_pretrained(AutoConfig, model_name).max_position_embeddings
-    if num_tokens > limit:
-        raise ValueError(f"{num_tokens} tokens of prompt and completion exceed the {limit} positions of {model_name!r}")
+def load_config(model_name: str):
+    """The model's configuration alone, without its weights. Raises ValueError as `load` does."""
+    return _from_pretrained(AutoConfig, model_name)
 
 
 def _from_pretrained(auto_class, model_name, **options):
@@ -96,7 +94,7 @@ def embed_mixture(model: PreTrainedModel, draws: torch.Tensor, weights: torch.Te
 
 
 def completion_logprobs(model: PreTrainedModel, rollout, temperature: float = 1.0, rows=None) -> torch.Tensor:
-    """Log-probs of a rollout's draws under `model`, differentiable: (B, T, K) float32, 0 after the end of a row.
+    """Log-probs of a rollout's draws under `model`, differentiable: (B, T, K) float32, 0 where nothing was fed.
 
     rollout: rollout.Rollout. temperature: the one it was sampled at. rows: which rows, in which order (default all);
     B is then their number.
@@ -127,6 +125,7 @@ def completion_logprobs(model: PreTrainedModel, rollout, temperature: float = 1.
     # The last token of a row is predicted, never read. (A plain base model call: the head follows below.)
     hidden = model.base_model(inputs_embeds=embed_mixture(model, draws, weights)[:, : L - 1]).last_hidden_state
     logprobs = draw_logprobs(model, hidden[row, column - 1], draws[row, column], temperature)  # (N, K)
+    logprobs = logprobs * ((weights[row, column] > 0) | rollout.draw_mask[rows][row, position])
     return torch.zeros(B, T, K, device=device).index_put((row, position), logprobs)
 
 

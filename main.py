@@ -35,6 +35,7 @@ import plotter
 import rldatasets
 import runs
 from rollout import generate
+from soft_thinking import SAMPLINGS, STARTS, WEIGHTINGS, SoftThinking
 
 # ---------------------------------------------------------------- configuration
 
@@ -106,8 +107,25 @@ class Output:
     report_to: str = setting("none", "a tracker, through accelerate", ("none", "tensorboard", "wandb", "trackio"))
 
 
-SECTIONS = (ModelAndData, Sampling, Objective, Optimization, Output)
-MAY_BE_ZERO = ("clip_low", "clip_high", "beta", "learning_rate", "warmup_steps", "final_lr_fraction", "seed")
+@dataclass
+class Soft:
+    _argument_group_name = "soft thinking (soft_thinking.py)"
+    soft_thinking: bool = setting(False, "reason in mixtures of tokens")
+    soft_thinking_k: int = setting(2, "tokens drawn at a position")
+    soft_thinking_temperature: float = setting(1.0, "of prob weights; sampling has its own")
+    soft_thinking_sampling: str = setting("sample", "topk: deterministic, for inference only", SAMPLINGS)
+    soft_thinking_weighting: str = setting("count", "of the draws; count: exact gradient", WEIGHTINGS)
+    soft_thinking_start: str = setting("tag", "when soft thinking begins", STARTS)
+    soft_thinking_cold_stop_entropy: float = setting(0.0, "close the reasoning at lasting entropy under it (nats)")
+    soft_thinking_cold_stop_steps: int = setting(256, "... for so many steps in a row")
+    answer_reserve: int = setting(0, "close the reasoning by force with so many tokens left (with or without mixtures)")
+
+
+SECTIONS = (ModelAndData, Sampling, Soft, Objective, Optimization, Output)
+MAY_BE_ZERO = (
+    "clip_low", "clip_high", "beta", "learning_rate", "warmup_steps", "final_lr_fraction", "seed",
+    "soft_thinking_temperature", "soft_thinking_cold_stop_entropy", "answer_reserve",
+)  # fmt: skip
 
 
 @dataclass
@@ -132,11 +150,32 @@ class GRPOConfig(*reversed(SECTIONS)):
             raise ValueError(f"--report_to {self.report_to}: the package is not here (pip install {self.report_to})")
         if self.group_size == 1:
             raise ValueError("--group_size 1: an answer is compared with its group, so a group needs 2 or more")
+        if self.soft_thinking and self.soft_thinking_sampling == "topk":
+            raise ValueError(
+                "--soft_thinking_sampling topk: every answer of a group would be the same; train with sample"
+            )
+        self.rollout_mode()
         if self.problems_per_step % self.minibatches:
             raise ValueError(
                 f"--minibatches {self.minibatches}: must divide --problems_per_step {self.problems_per_step} evenly"
             )
         evaluator.parse_rewards(self.rewards)
+
+    def rollout_mode(self) -> SoftThinking:
+        """How answers are sampled in training: one draw a position, unless soft thinking is on."""
+        settings = SoftThinking(
+            k=self.soft_thinking_k if self.soft_thinking else 1,
+            temperature=self.soft_thinking_temperature,
+            sampling=self.soft_thinking_sampling,
+            weighting=self.soft_thinking_weighting,
+            start=self.soft_thinking_start,
+            answer_reserve=self.answer_reserve,
+            cold_stop_entropy=self.soft_thinking_cold_stop_entropy if self.soft_thinking else 0.0,
+            cold_stop_steps=self.soft_thinking_cold_stop_steps,
+            tags=self.tags,
+        )
+        settings.check_budget(self.max_completion_length)
+        return settings
 
 
 PRESETS = {
@@ -189,7 +228,16 @@ def train(config: GRPOConfig) -> Path:
     weights = evaluator.parse_rewards(config.rewards)
     train_problems = rldatasets.load_problems(config.dataset_name, "train", path=config.dataset_path)
     test_problems = rldatasets.load_problems(config.dataset_name, "test", config.eval_problems, config.dataset_path)
-    llms.check_positions(config.model_name, config.max_prompt_length + config.max_completion_length)
+    mode = config.rollout_mode()  # k = 1 in normal sampling
+    hard_mode = dataclasses.replace(mode, k=1)
+    model_config = llms.load_config(config.model_name)
+    mode.check_vocabulary(model_config.vocab_size)
+    num_tokens, positions = (
+        config.max_prompt_length + config.max_completion_length,
+        model_config.max_position_embeddings,
+    )
+    if num_tokens > positions:
+        raise ValueError(f"{num_tokens} tokens of prompt and completion exceed the {positions} positions of the model")
 
     if config.resume_from_checkpoint:
         folder, checkpoint = runs.find_checkpoint(config.output_dir, config.resume_from_checkpoint)
@@ -226,15 +274,29 @@ def train(config: GRPOConfig) -> Path:
     tracker.init_trackers("r1", config={name: value for name, value in settings.items() if value is not None})
 
     def evaluate(step: int) -> dict[str, float]:
-        """Accuracy on the test split, sampled as in training and greedy; the first 16 answers go to samples.jsonl."""
-        shared = dict(max_new_tokens=config.max_completion_length, tags=config.tags, prompt_style=config.prompt_style)
-        sampled = evaluator.evaluate(
-            actor, tokenizer, test_problems, temperature=config.temperature, seed=config.seed, **shared
-        )
-        greedy = evaluator.evaluate(actor, tokenizer, test_problems, temperature=0.0, **shared)
+        """Accuracy on the test split, sampled and greedy, and in soft mode if that is trained; the first 16 sampled
+        answers go to samples.jsonl."""
+
+        def measure(temperature, soft):
+            return evaluator.evaluate(
+                actor,
+                tokenizer,
+                test_problems,
+                temperature=temperature,
+                soft=soft,
+                seed=config.seed,
+                max_new_tokens=config.max_completion_length,
+                tags=config.tags,
+                prompt_style=config.prompt_style,
+            )
+
+        sampled, greedy = measure(config.temperature, hard_mode), measure(0.0, hard_mode)
         samples_log.append(*({"step": step, "split": "test", **r} for r in sampled.pop("records")[:16]))
         result = {f"eval/{name}": value for name, value in sampled.items()}
-        return {**result, "eval/accuracy_greedy": greedy["accuracy"]}
+        result["eval/accuracy_greedy"] = greedy["accuracy"]
+        if mode.k > 1:
+            result["eval/accuracy_soft"] = measure(config.temperature, mode)["accuracy"]
+        return result
 
     def log(row: dict) -> None:
         metrics_log.append(row)
@@ -260,6 +322,7 @@ def train(config: GRPOConfig) -> Path:
                 group_size=config.group_size,
                 max_new_tokens=config.max_completion_length,
                 temperature=config.temperature,
+                soft=mode,
                 seed=config.seed * 1_000_003 + step,
             )
 
@@ -411,6 +474,7 @@ def rollout_metrics(rollout, scores, rewards, golds, config) -> dict[str, float]
         "accuracy": sum(correct) / B,
         "format_rate": sum(well_formed) / B,
         "completion_length": rollout.lengths.float().mean().item(),
+        "soft_share": rollout.is_soft[rollout.completion_mask].float().mean().item(),
         "entropy": rollout.entropy[rollout.completion_mask].mean().item(),
         "zero_std_groups": (groups == groups[:, :1]).all(dim=1).float().mean().item(),
         **evaluator.behaviour_metrics(rollout.texts, rollout.lengths.tolist(), rollout.finish, correct),

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
 
 import llms
+from soft_thinking import Director, SoftThinking, heaviest_draw, mixture_weights
 
 
 @dataclass
@@ -51,6 +52,11 @@ class Rollout:
         """(B,) long: tokens of each completion, the stop token counted."""
         return self.completion_mask.sum(dim=1)
 
+    @property
+    def top_weight(self) -> torch.Tensor:
+        """(B, T) float: weight of the readable token, equal draws added up; 1 on a hard position."""
+        return (self.weights * (self.draws == self.trace_ids.unsqueeze(-1))).sum(dim=-1)
+
 
 @torch.no_grad()
 def generate(
@@ -62,70 +68,107 @@ def generate(
     max_new_tokens: int,
     temperature: float = 1.0,
     stop_ids: list[int] | None = None,
+    soft: SoftThinking | None = None,
     seed: int | None = None,
 ) -> Rollout:
     """Continues each prompt `group_size` times: rows 0..G-1 belong to prompt 0, and so on.
 
     temperature: 0 is greedy; log-probs and entropies are then those at temperature 1.
     stop_ids: default, every end-of-sequence id that config, generation config or tokenizer names.
+    soft: settings of soft thinking; None is normal sampling, one draw a position.
     seed: the same seed gives the same rows, and row i does not depend on the rows after it.
     Raises ValueError for an empty prompt, a negative temperature, or more tokens than the model has positions.
     """
     prompt_ids = [torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
     _check_arguments(model, prompt_ids, group_size, max_new_tokens, temperature)
+    soft = soft or SoftThinking(k=1)
+    soft.check_vocabulary(model.config.vocab_size)
+    soft.check_budget(max_new_tokens)
     device = model.device
     stops = torch.tensor(llms.stop_ids(model, tokenizer) if stop_ids is None else stop_ids, device=device)
-    B, T = len(prompts) * group_size, max_new_tokens
+    B, T, K = len(prompts) * group_size, max_new_tokens, soft.k
     # All randomness is drawn at the start, on the CPU: it is the same on every device, and whoever leaves the batch
     # early takes no numbers from the others.
     generator = torch.Generator().manual_seed(torch.seed() if seed is None else seed)
-    uniform = torch.rand(B, T, generator=generator).to(device)
-
-    draws = torch.zeros(B, T, dtype=torch.long, device=device)
-    logprobs = torch.zeros(B, T, device=device)
-    entropy = torch.zeros(B, T, device=device)
+    uniform = torch.rand(B, T, K, generator=generator).to(device)
+    director = Director(soft, tokenizer, stops.tolist(), [p for p in prompts for _ in range(group_size)], T)
+    record = {  # what becomes the Rollout
+        "draws": torch.zeros(B, T, K, dtype=torch.long, device=device),
+        "weights": torch.zeros(B, T, K, device=device),
+        "draw_mask": torch.zeros(B, T, K, dtype=torch.bool, device=device),
+        "logprobs": torch.zeros(B, T, K, device=device),
+        "trace_ids": torch.zeros(B, T, dtype=torch.long, device=device),
+        "is_soft": torch.zeros(B, T, dtype=torch.bool, device=device),
+        "entropy": torch.zeros(B, T, device=device),
+    }
 
     with _decoding(model):
         cache, hidden = _prefill(model, prompt_ids, group_size, T)
         prompt_length = torch.tensor([len(ids) for ids in prompt_ids], device=device).repeat_interleave(group_size)
         rows = torch.arange(B, device=device)  # which row of the result each live slot works on
         for t in range(T):
-            token, logprob, token_entropy = sample(_logits(model, hidden), temperature, uniform[rows, t])
-            draws[rows, t], logprobs[rows, t], entropy[rows, t] = token, logprob, token_entropy
+            logprobs = torch.log_softmax(_logits(model, hidden) / (temperature or 1.0), dim=-1)  # (n, V)
+            probs = logprobs.exp()
+            entropy = torch.special.entr(probs).sum(dim=-1)  # (n,)
+            is_soft, forced = director.decide(rows, probs.argmax(dim=-1), entropy, t)
+            draws = draw(probs, uniform[rows, t], greedy=temperature == 0, topk=soft.sampling == "topk")  # (n, K)
+            step = resolve(draws, logprobs, is_soft, forced, soft) | {"is_soft": is_soft, "entropy": entropy}
+            for name, column in record.items():
+                column[rows, t] = step[name]
+            director.observe(rows, step["trace_ids"])
 
-            live = ~torch.isin(token, stops)
+            live = ~torch.isin(step["trace_ids"], stops)
             if t == T - 1 or not live.any():
                 break
+            draws, weights = step["draws"], step["weights"]
             if not live.all():
                 keep = cache.drop_rows(live)
-                rows, token = rows[keep], token[keep]
-            inputs = llms.embed_mixture(model, token[:, None, None], torch.ones_like(token[:, None, None]))  # (n, 1, H)
+                rows, draws, weights = rows[keep], draws[keep], weights[keep]
             hidden = model.base_model(
-                inputs_embeds=inputs,
+                inputs_embeds=llms.embed_mixture(model, draws, weights).unsqueeze(1),  # (n, 1, H)
                 position_ids=(prompt_length[rows] + t)[:, None],
                 attention_mask=cache.next_mask(),
                 past_key_values=cache,
             ).last_hidden_state[:, -1]  # (n, H)
 
-    return _to_rollout(tokenizer, prompt_ids, group_size, draws, logprobs, entropy, stops)
+    return _to_rollout(tokenizer, prompt_ids, group_size, record, stops)
 
 
-def sample(logits: torch.Tensor, temperature: float, uniform: torch.Tensor):
-    """One token a row. logits: (n, V) float32, uniform: (n,) in [0, 1) -> token, log-prob, entropy (nats): (n,) each.
+def draw(probs: torch.Tensor, uniform: torch.Tensor, greedy: bool = False, topk: bool = False) -> torch.Tensor:
+    """K independent draws a row. probs: (n, V) float32, uniform: (n, K) in [0, 1) -> (n, K) long.
 
     By the inverse of the cumulative distribution: the first token at which it exceeds the uniform number. A token of
-    probability 0 adds nothing to it and is never first.
+    probability 0 adds nothing to it and is never first. greedy: K times the likeliest; topk: the K likeliest.
     """
-    logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)  # (n, V)
-    probs = logprobs.exp()
-    if temperature == 0:
-        token = logits.argmax(dim=-1)
-    else:
-        cumulative = probs.cumsum(dim=-1)
-        threshold = uniform[:, None] * cumulative[:, -1:]  # the last entry is 1 up to rounding
-        token = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1).clamp(max=logits.shape[-1] - 1)
-    entropy = torch.special.entr(probs).sum(dim=-1)
-    return token, logprobs.gather(-1, token[:, None]).squeeze(-1), entropy
+    n, K = uniform.shape
+    if topk:
+        return probs.topk(K, dim=-1).indices
+    if greedy:
+        return probs.argmax(dim=-1, keepdim=True).expand(n, K)
+    cumulative = probs.cumsum(dim=-1)
+    threshold = uniform * cumulative[:, -1:]  # the last entry is 1 up to rounding
+    return torch.searchsorted(cumulative, threshold, right=True).clamp(max=probs.shape[-1] - 1)
+
+
+def resolve(draws, logprobs, is_soft, forced, soft: SoftThinking) -> dict[str, torch.Tensor]:
+    """What becomes of the draws: soft rows keep them all, hard rows the first, forced rows are given a token.
+
+    draws: (n, K); logprobs: (n, V); is_soft, forced: (n,), -1 where free -> draws, weights, draw_mask, logprobs (n, K)
+    and trace_ids (n,), the readable token. A forced token is fed and scored, but is nobody's action.
+    """
+    first = torch.where(forced >= 0, forced, draws[:, 0])
+    fed = torch.ones_like(draws, dtype=torch.bool)
+    fed[:, 1:] = is_soft[:, None]
+    draws = torch.cat([first[:, None], draws[:, 1:]], dim=1) * fed
+    draw_logprobs = logprobs.gather(1, draws) * fed
+    weights = mixture_weights(draw_logprobs, is_soft, soft)
+    return {
+        "draws": draws,
+        "weights": weights,
+        "draw_mask": fed & (forced < 0)[:, None],
+        "logprobs": draw_logprobs,
+        "trace_ids": heaviest_draw(draws, weights, draw_logprobs),
+    }
 
 
 def _check_arguments(model, prompt_ids, group_size, max_new_tokens, temperature):
@@ -252,34 +295,21 @@ AttentionInterface.register("grouped", grouped_attention)
 # ---------------------------------------------------------------- the result
 
 
-def _to_rollout(tokenizer, prompt_ids, group_size, draws, logprobs, entropy, stops) -> Rollout:
-    is_stop = torch.isin(draws, stops)  # (B, max_new_tokens)
+def _to_rollout(tokenizer, prompt_ids, group_size, record, stops) -> Rollout:
+    is_stop = torch.isin(record["trace_ids"], stops)  # (B, max_new_tokens)
     # A row's tokens are those with no stop token before them. Columns past the last row's end are cut off.
     completion_mask = is_stop.cumsum(dim=1) - is_stop.long() == 0
     lengths = completion_mask.sum(dim=1)
-    stopped = (is_stop & completion_mask).any(dim=1)
+    stopped = (is_stop & completion_mask).any(dim=1).tolist()
     T = int(lengths.max())
-    draws, logprobs, entropy, completion_mask = (x[:, :T] for x in (draws, logprobs, entropy, completion_mask))
-    draw_mask = completion_mask.unsqueeze(-1)
-    device = draws.device
+    record = {name: column[:, :T] for name, column in record.items()}
+    ends = zip(record["trace_ids"].tolist(), lengths.tolist(), stopped, strict=True)
     return Rollout(
-        prompt_ids=[ids.to(device) for ids in prompt_ids for _ in range(group_size)],
-        draws=draws.unsqueeze(-1),
-        weights=draw_mask.float(),
-        draw_mask=draw_mask,
-        logprobs=logprobs.unsqueeze(-1),
-        trace_ids=draws,
-        completion_mask=completion_mask,
-        is_soft=torch.zeros_like(completion_mask),
-        entropy=entropy,
-        finish=["stop" if ended else "length" for ended in stopped.tolist()],
-        texts=tokenizer.batch_decode(
-            [
-                ids[: n - ended]
-                for ids, n, ended in zip(draws.tolist(), lengths.tolist(), stopped.tolist(), strict=True)
-            ],
-            skip_special_tokens=True,
-        ),
+        **record,
+        prompt_ids=[ids.to(stops.device) for ids in prompt_ids for _ in range(group_size)],
+        completion_mask=completion_mask[:, :T],
+        finish=["stop" if ended else "length" for ended in stopped],
+        texts=tokenizer.batch_decode([ids[: n - ended] for ids, n, ended in ends], skip_special_tokens=True),
     )
 
 

@@ -804,7 +804,11 @@ def scripted(monkeypatch):
             lengths = torch.tensor([len(text.split()) for text in texts])
             mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (B, T)
             finish = ["length" if text.endswith("~") else "stop" for text in texts]
-            return SimpleNamespace(texts=texts, finish=finish, completion_mask=mask)
+            is_soft = mask & (torch.arange(mask.shape[1]) == 0)  # the first step of every row, at weight 0.5
+            return SimpleNamespace(
+                texts=texts, finish=finish, completion_mask=mask, lengths=lengths, is_soft=is_soft,
+                top_weight=1 - 0.5 * is_soft.float(),
+            )  # fmt: skip
 
         monkeypatch.setattr(
             evaluator, "build_prompt", mock.create_autospec(evaluator.build_prompt, side_effect=fake_prompt)
@@ -842,6 +846,8 @@ def test_evaluate_greedy(scripted):
         "format_rate_low": low,
         "format_rate_high": high,
         "length": (5 + 7 + 4 + 3 + 5) / 5,
+        "soft_share": 5 / (5 + 7 + 4 + 3 + 5),
+        "top_weight": 1 - 0.5 * (1 / 5 + 1 / 7 + 1 / 4 + 1 / 3 + 1 / 5) / 5,
         "truncated_rate": 0.2,
         "n": 5,
         "samples": 1,
@@ -862,6 +868,8 @@ def test_evaluate_greedy(scripted):
         "completion": GREEDY["q2"][0],
         "finish": "stop",
         "length": 4,
+        "soft_steps": 1,
+        "top_weight": pytest.approx(1 - 0.5 / 4),
         "correct": True,
         "format": False,
     }
@@ -879,7 +887,7 @@ def test_evaluate_passes_its_settings_on(scripted):
         seed=5,
     )  # fmt: skip
     generate.assert_called_once_with(
-        "model", "tok", ["tok|q0|think|plain"], group_size=2, max_new_tokens=33, temperature=0.7, seed=5
+        "model", "tok", ["tok|q0|think|plain"], group_size=2, max_new_tokens=33, temperature=0.7, soft=None, seed=5
     )
     assert result["accuracy"] == result["format_rate"] == 1.0
 

@@ -5,7 +5,7 @@ import resource
 
 import pytest
 import torch
-from conftest import PROMPTS, ROOT, random_model
+from random_models import PROMPTS, ROOT, random_model
 
 import llms
 from rollout import Rollout, generate
@@ -229,10 +229,11 @@ def test_pickled_weights_are_refused(tmp_path, tokenizer):
         llms.load(str(tmp_path))
 
 
-def test_check_positions():
-    llms.check_positions("tiny", 512)
-    with pytest.raises(ValueError, match="513 tokens .* 512 positions of 'tiny'"):
-        llms.check_positions("tiny", 513)
+def test_the_configuration_loads_without_the_weights():
+    config = llms.load_config("tiny")
+    assert (config.vocab_size, config.max_position_embeddings) == (512, 512)
+    with pytest.raises(ValueError, match="cannot load model './nowhere'"):
+        llms.load_config("./nowhere")
 
 
 def test_shipped_models_are_small():

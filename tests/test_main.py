@@ -2,6 +2,7 @@
 promises and can be made again."""
 
 import dataclasses
+import inspect
 import json
 import re
 import subprocess
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 import torch
-from conftest import PROMPTS, ROOT, random_model
+from random_models import PROMPTS, ROOT, random_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluator
@@ -45,7 +46,7 @@ def test_presets_are_valid_and_every_flag_overrides_them(preset):
 
 
 def test_every_setting_is_read():
-    source = (ROOT / "main.py").read_text()
+    source = (ROOT / "main.py").read_text() + inspect.getsource(GRPOConfig.rollout_mode).replace("self.", "config.")
     for f in dataclasses.fields(GRPOConfig):
         assert re.search(rf"\bconfig\.{f.name}\b", source), f"{f.name} is parsed and never used"
 
@@ -76,6 +77,13 @@ def test_every_setting_is_read():
         ("--minibatches 3", ["minibatches 3", "16"]),
         ("--final_lr_fraction 2", ["final_lr_fraction 2"]),
         ("--beta -0.1", ["beta -0.1"]),
+        ("--soft_thinking --soft_thinking_sampling topk", ["topk", "sample"]),
+        ("--soft_thinking --soft_thinking_k 0", ["soft_thinking_k 0"]),
+        ("--soft_thinking --soft_thinking_temperature -1", ["soft_thinking_temperature -1"]),
+        ("--soft_thinking --soft_thinking_weighting max", ["'max'", "count", "prob"]),
+        ("--soft_thinking --soft_thinking_start later", ["'later'", "tag", "immediately"]),
+        ("--answer_reserve 72", ["answer_reserve 72", "72 tokens"]),
+        ("--answer_reserve -1", ["answer_reserve -1"]),
     ],
 )
 def test_bad_arguments_get_one_line_that_names_value_and_choices(arguments, fragments):
@@ -102,6 +110,7 @@ def test_an_error_is_one_line_on_stderr_and_exit_code_2(tmp_path):
         (dict(model_name="./nowhere"), "./nowhere"),
         (dict(dataset_name="mine", dataset_path="/nowhere"), "/nowhere"),
         (dict(max_prompt_length=3), "the shortest prompt has"),
+        (dict(soft_thinking=True, soft_thinking_k=513), "soft_thinking_k 513: the vocabulary has 512 tokens"),
         (dict(resume_from_checkpoint="latest"), "there: none"),
     ],
 )
@@ -368,6 +377,14 @@ def test_settings_that_change_the_path_through_the_loop(tmp_path):
     )
     row = metrics_of(folder)[1]
     assert row["kl"] > 0 and row["reward/tag_count"] >= 0 and "reward/format" not in row
+
+
+def test_soft_thinking_goes_through_the_same_loop(tmp_path):
+    settings = dict(soft_thinking=True, soft_thinking_k=3, answer_reserve=20, minibatches=2)
+    first, last = (r for r in metrics_of(train(tiny_config(tmp_path / "run", **settings))) if "eval/accuracy_soft" in r)
+    assert first["step"] == 0 and last["step"] == 2
+    assert 0 < last["soft_share"] < 1 and last["logprob_gap"] < 1e-5 and last["grad_norm"] > 0
+    assert last["eval/soft_share"] == 0, "the figures without _soft are of normal sampling"
 
 
 def test_the_control_gives_rows_the_advantages_of_others(tmp_path):

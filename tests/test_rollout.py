@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from conftest import PROMPTS, STOP_IDS, random_model
+from random_models import PROMPTS, STOP_IDS, random_model
 
 import llms
-from rollout import KVCache, generate, sample
+from rollout import KVCache, draw, generate
 
 
 def greedy_by_transformers(model, tokenizer, prompt, max_new_tokens):
@@ -97,24 +97,23 @@ def test_greedy_reports_the_logprobs_of_temperature_one(tokenizer):
     assert rollout.logprobs[0, 0, 0].item() == pytest.approx(logprobs.max().item(), abs=1e-4)
 
 
-def test_sample_frequencies_match_the_probabilities():
+def test_draw_frequencies_match_the_probabilities():
     torch.manual_seed(0)
-    n, temperature = 200_000, 0.8
-    logits = torch.tensor([2.0, -1.0, 0.5, -math.inf, 1.0])
-    expected = torch.softmax(logits / temperature, dim=-1)
-    token, logprob, entropy = sample(logits.expand(n, -1), temperature, torch.rand(n))
-    frequency = torch.bincount(token, minlength=5) / n
-    assert frequency[3] == 0, "an impossible token was drawn"
-    assert torch.allclose(frequency, expected, atol=4 * 0.5 / n**0.5)  # four standard errors
-    assert torch.allclose(logprob, expected.log()[token], atol=1e-5)
-    assert torch.allclose(entropy, torch.special.entr(expected).sum(), atol=1e-5)
+    n, K = 100_000, 2
+    expected = torch.softmax(torch.tensor([2.0, -1.0, 0.5, -math.inf, 1.0]), dim=-1)
+    draws = draw(expected.expand(n, -1), torch.rand(n, K))
+    for k in range(K):
+        frequency = torch.bincount(draws[:, k], minlength=5) / n
+        assert frequency[3] == 0, "an impossible token was drawn"
+        assert torch.allclose(frequency, expected, atol=4 * 0.5 / n**0.5)  # four standard errors
+    both = torch.bincount(draws[:, 0] * 5 + draws[:, 1], minlength=25).view(5, 5) / n
+    assert torch.allclose(both, expected[:, None] * expected, atol=4 * 0.5 / n**0.5), "draws are not independent"
 
 
-def test_sample_at_the_edges_of_the_uniform_interval():
+def test_draw_at_the_edges_of_the_uniform_interval():
     """The inverse of the distribution function must land on a token of positive probability even there."""
-    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 0.0, -math.inf]])
-    for uniform, expected in ((0.0, 1), (0.499999, 1), (0.500001, 3), (1 - 2**-24, 3)):
-        assert sample(logits, 1.0, torch.tensor([uniform]))[0].item() == expected
+    probs = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]])
+    assert draw(probs, torch.tensor([[0.0, 0.499999, 0.500001, 1 - 2**-24]])).tolist() == [[1, 1, 3, 3]]
 
 
 def test_temperature_towards_zero_is_greedy(tokenizer):
