@@ -77,7 +77,10 @@ def make_actor(policy: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """
     if dtype == next(policy.parameters()).dtype:
         return policy
-    return copy.deepcopy(policy).to(dtype).requires_grad_(False).eval()
+    actor = copy.deepcopy(policy).requires_grad_(False).eval()
+    for parameter in actor.parameters():  # but no buffers: rotary frequencies in bf16 would turn late positions wrong
+        parameter.data = parameter.data.to(dtype)
+    return actor
 
 
 @torch.no_grad()
@@ -90,7 +93,7 @@ def sync_actor(actor: PreTrainedModel, policy: PreTrainedModel) -> None:
 def embed_mixture(model: PreTrainedModel, draws: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """The next inputs: sum_k weights_k E[draws_k]. draws, weights: (..., K) -> (..., H), in E's dtype."""
     embeddings = model.get_input_embeddings()(draws)  # (..., K, H)
-    return (weights.unsqueeze(-1).to(embeddings.dtype) * embeddings).sum(dim=-2)
+    return (weights.unsqueeze(-1) * embeddings).sum(dim=-2).to(embeddings.dtype)  # summed in the weights' fp32
 
 
 def completion_logprobs(model: PreTrainedModel, rollout, temperature: float = 1.0, rows=None) -> torch.Tensor:
@@ -123,7 +126,8 @@ def completion_logprobs(model: PreTrainedModel, rollout, temperature: float = 1.
     weights[row, column] = rollout.weights[rows][row, position]
 
     # The last token of a row is predicted, never read. (A plain base model call: the head follows below.)
-    hidden = model.base_model(inputs_embeds=embed_mixture(model, draws, weights)[:, : L - 1]).last_hidden_state
+    inputs = embed_mixture(model, draws, weights)[:, : L - 1]  # (B, L - 1, H)
+    hidden = model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
     logprobs = draw_logprobs(model, hidden[row, column - 1], draws[row, column], temperature)  # (N, K)
     logprobs = logprobs * ((weights[row, column] > 0) | rollout.draw_mask[rows][row, position])
     return torch.zeros(B, T, K, device=device).index_put((row, position), logprobs)

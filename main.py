@@ -100,7 +100,9 @@ class Output:
     output_dir: str | None = setting(None, "the run's folder; default runs/PRESET, numbered if taken")
     overwrite_output_dir: bool = setting(False, "replace the run that is in output_dir")
     resume_from_checkpoint: str | None = setting(None, "latest, best, step-N or a path: go on from there in output_dir")
-    eval_steps: int = setting(10, "evaluate on the test split every N steps (also before the first and after the last)")
+    eval_steps: int = setting(
+        10, "evaluate on the test split every N steps; also at first, at last and with checkpoints"
+    )
     eval_problems: int = setting(1024, "how many test problems")
     save_steps: int = setting(60, "checkpoint every N steps (also after the last)")
     save_total_limit: int = setting(2, "keep the newest N checkpoints, and latest and best")
@@ -201,7 +203,9 @@ def parse_config(arguments: list[str]) -> GRPOConfig:
     """Defaults, overridden by the preset, overridden by the flags. Raises ValueError, one line, on a bad argument."""
     parser = ArgumentParser(SECTIONS, prog="main.py", description="Train a language model by GRPO.", allow_abbrev=False)
     parser.add_argument("--preset", choices=PRESETS, help="a set of defaults")
-    preset, why = parser.parse_known_args(arguments)[0].preset, "as asked"
+    first_look = ArgumentParser((), add_help=False, allow_abbrev=False)  # so that --help shows the preset's defaults
+    first_look.add_argument("--preset", choices=PRESETS)
+    preset, why = first_look.parse_known_args(arguments)[0].preset, "as asked"
     if preset is None:
         has_gpu = torch.cuda.is_available()
         preset, why = ("qwen2.5-1.5b", "a CUDA device is here") if has_gpu else ("tiny", "no CUDA device here")
@@ -229,7 +233,7 @@ def train(config: GRPOConfig) -> Path:
     train_problems = rldatasets.load_problems(config.dataset_name, "train", path=config.dataset_path)
     test_problems = rldatasets.load_problems(config.dataset_name, "test", config.eval_problems, config.dataset_path)
     mode = config.rollout_mode()  # k = 1 in normal sampling
-    hard_mode = dataclasses.replace(mode, k=1)
+    hard_mode = dataclasses.replace(mode, k=1)  # what the figures without "soft" in their name are measured in
     model_config = llms.load_config(config.model_name)
     mode.check_vocabulary(model_config.vocab_size)
     num_tokens, positions = (
@@ -239,12 +243,11 @@ def train(config: GRPOConfig) -> Path:
     if num_tokens > positions:
         raise ValueError(f"{num_tokens} tokens of prompt and completion exceed the {positions} positions of the model")
 
+    folder = checkpoint = None
     if config.resume_from_checkpoint:
         folder, checkpoint = runs.find_checkpoint(config.output_dir, config.resume_from_checkpoint)
-    else:
-        output_dir = config.output_dir or runs.unused_folder(f"runs/{config.preset}")
-        folder, checkpoint = runs.create_folder(output_dir, config.overwrite_output_dir), None
     policy, tokenizer = llms.load(str(checkpoint or config.model_name))
+    mode.check_reserve(tokenizer)
     as_prompt = dict(tags=config.tags, style=config.prompt_style)
     train_problems = rldatasets.drop_long_prompts(train_problems, tokenizer, config.max_prompt_length, **as_prompt)
     test_problems = rldatasets.drop_long_prompts(test_problems, tokenizer, config.max_prompt_length, **as_prompt)
@@ -253,9 +256,13 @@ def train(config: GRPOConfig) -> Path:
     on_gpu = device.type == "cuda"
     # fp32 weights learn, under bf16 autocast on a GPU, where a bf16 copy samples. On a CPU both are one fp32 model.
     actor = llms.make_actor(policy, torch.bfloat16 if on_gpu else torch.float32)
-    reference = llms.load(config.model_name, device, actor.dtype)[0] if config.beta > 0 else None
+    # The reference computes as the policy does, in fp32 under autocast: a KL of rounding errors would pull at nothing.
+    reference = llms.load(config.model_name, device)[0] if config.beta > 0 else None
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if folder is None:  # only now, when nothing is left that could be refused, may an older run be replaced
+        output_dir = config.output_dir or runs.unused_folder(f"runs/{config.preset}")
+        folder = runs.create_folder(output_dir, config.overwrite_output_dir)
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=on_gpu
     )
@@ -263,9 +270,11 @@ def train(config: GRPOConfig) -> Path:
     metrics_log, samples_log = runs.JsonLines(folder / "metrics.jsonl"), runs.JsonLines(folder / "samples.jsonl")
     last_step, best = 0, -1.0
     if checkpoint:
-        state = torch.load(checkpoint / "trainer_state.pt", weights_only=True)
+        state = torch.load(checkpoint / "trainer_state.pt", weights_only=True, map_location="cpu")
         optimizer.load_state_dict(state["optimizer"])
         last_step, best = state["step"], state["best"]
+        if last_step >= config.max_steps:
+            raise ValueError(f"--max_steps {config.max_steps}: the checkpoint is at step {last_step} already")
         metrics_log.keep_until(last_step)
         samples_log.keep_until(last_step)
     settings = dataclasses.asdict(config)
@@ -349,7 +358,8 @@ def train(config: GRPOConfig) -> Path:
         row |= {"time/rollout": rollout_time(), "time/train": train_time()}
         row["tokens_per_second"] = rollout.lengths.sum().item() / (rollout_time() + train_time())
         is_last = step == config.max_steps
-        if is_last or step % config.eval_steps == 0:
+        saves = is_last or step % config.save_steps == 0
+        if saves or step % config.eval_steps == 0:
             row |= evaluate(step)
         log(row)
         samples_log.append(*sample_records(step, prompts, golds, rollout, scores, rewards, advantages))
@@ -357,9 +367,8 @@ def train(config: GRPOConfig) -> Path:
             f"reward {row['reward']:.2f}, accuracy {row['accuracy']:.0%}, "
             f"length {row['completion_length']:.0f}, {row['tokens_per_second']:.0f} tokens/s"
         )
-        if is_last or step % config.save_steps == 0:
-            score = row.get("eval/accuracy", -1.0)
-            is_best, best = score > best, max(score, best)
+        if saves:
+            is_best, best = row["eval/accuracy"] > best, max(row["eval/accuracy"], best)
             state = dict(step=step, best=best, optimizer=optimizer.state_dict())
             runs.save_checkpoint(folder, step, policy, tokenizer, state, config.save_total_limit, is_best)
     tracker.end_training()
@@ -384,13 +393,17 @@ def update(policy, actor, reference, optimizer, rollout, advantages, config) -> 
     if reference is not None:
         ref = all_logprobs(reference, rollout, autocast, config)
 
-    stats = {"lr": optimizer.param_groups[0]["lr"], "grad_norm": 0.0, "clip_frac": 0.0, "logprob_gap": 0.0}
+    # Sums over the optimizer steps that are taken, divided by their number at the end.
+    taken, skipped = 0, 0
+    sums = {"grad_norm": 0.0, "clip_frac": 0.0} | ({} if ref is None else {"kl": 0.0})
+    gap = None
     share = len(advantages) // config.minibatches
     policy.train()
     for number in range(num_updates):
         start = number % config.minibatches * share
         rows = torch.arange(start, start + share, device=mask.device)  # whole groups
-        # Totals of the whole optimizer step, so that its micro-batches add up to one big batch.
+        # Totals of the whole optimizer step, so that its micro-batches add up to one big batch, also when rows are
+        # left out below: they count, with a gradient of zero.
         num_rows, num_tokens = (row_tokens[rows] > 0).sum().item(), row_tokens[rows].sum().item()
         # Rows without advantage have no gradient, unless the KL gives them one.
         rows = rows[(row_tokens[rows] > 0) & ((advantages[rows] != 0) | (ref is not None))]
@@ -415,16 +428,22 @@ def update(policy, actor, reference, optimizer, rollout, advantages, config) -> 
             )
             loss.backward()
             for name, value in loss_stats.items():
-                stats[name] = stats.get(name, 0.0) + value / num_updates
-            if number == 0:  # the policy is still the one that sampled: any gap is the arithmetic's
-                gap = (logprobs.detach() - rollout.logprobs[micro]).abs() * mask[micro]
-                stats["logprob_gap"] += gap.sum().item() / row_tokens[rows].sum().item()
-        grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
-        stats["grad_norm"] += grad_norm.item() / num_updates
-        optimizer.step()
+                sums[name] += value
+            if taken == 0:  # the policy is still the one that sampled: any gap is the arithmetic's
+                differences = (logprobs.detach() - rollout.logprobs[micro]).abs() * mask[micro]
+                gap = (gap or 0.0) + differences.sum().item() / mask[rows].sum().item()
+        grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm).item()
+        if math.isfinite(grad_norm):
+            sums["grad_norm"] += grad_norm
+            taken += 1
+            optimizer.step()
+        else:
+            skipped += 1  # one such step would ruin every weight
         optimizer.zero_grad()
     policy.eval()
-    return stats
+    stats = {name: value / max(1, taken) for name, value in sums.items()}
+    stats |= {"lr": optimizer.param_groups[0]["lr"], "skipped_updates": skipped}
+    return stats if gap is None else stats | {"logprob_gap": gap}
 
 
 @torch.no_grad()

@@ -135,7 +135,7 @@ def save_checkpoint(folder: Path, step: int, model, tokenizer, trainer_state: di
 
 
 def _flush_to_disk(folder: Path) -> None:
-    """After this not even a power cut loses what is in the folder."""
+    """So that a power cut after the renaming does not leave empty files."""
     for path in [*folder.iterdir(), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
@@ -164,6 +164,8 @@ def find_checkpoint(output_dir: str | None, which: str) -> tuple[Path, Path]:
     checkpoints = Path(output_dir) / "checkpoints"
     for candidate in (checkpoints / which, Path(which)):
         if (candidate / "trainer_state.pt").is_file():
+            if not checkpoints.is_dir():
+                raise ValueError(f"output_dir {output_dir!r} holds no run to go on with")
             return Path(output_dir), candidate.resolve()
     there = sorted(path.name for path in checkpoints.glob("[!.]*"))
     raise ValueError(f"no checkpoint {which!r} in {output_dir!r}; there: {', '.join(there) or 'none'}")

@@ -62,6 +62,17 @@ class SoftThinking:
         if self.k > vocab_size:
             raise ValueError(f"soft_thinking_k {self.k}: the vocabulary has {vocab_size} tokens")
 
+    def closing_text(self) -> str:
+        """What is fed by force to end the reasoning."""
+        return f"</{self.tags}>\n<answer>"
+
+    def check_reserve(self, tokenizer) -> None:
+        closing = len(tokenizer(self.closing_text(), add_special_tokens=False)["input_ids"])
+        if 0 < self.answer_reserve <= closing:
+            raise ValueError(
+                f"answer_reserve {self.answer_reserve}: closing the reasoning alone takes {closing} tokens"
+            )
+
     def check_budget(self, max_new_tokens: int) -> None:
         if self.answer_reserve >= max_new_tokens:
             raise ValueError(f"answer_reserve {self.answer_reserve}: the whole answer has {max_new_tokens} tokens")
@@ -147,7 +158,7 @@ class Director:
     def _closing_ids(self, row: RowState) -> list[int]:
         """The ids of what is missing of the closing tag, then the answer's opening tag."""
         begun = max((n for n in range(len(self.close)) if row.tail.endswith(self.close[:n])), default=0)
-        return self.tokenizer(f"{self.close[begun:]}\n{self.answer}", add_special_tokens=False)["input_ids"]
+        return self.tokenizer(self.settings.closing_text()[begun:], add_special_tokens=False)["input_ids"]
 
     def observe(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
         """Reads the token that each live row has written."""
@@ -201,7 +212,10 @@ def main():
             start=args.soft_thinking_start,
             answer_reserve=args.answer_reserve,
         )
+        soft.check_budget(args.max_new_tokens)
+        soft.check_vocabulary(llms.load_config(args.model_name).vocab_size)
         model, tokenizer = llms.load(args.model_name)
+        soft.check_reserve(tokenizer)
         problems = rldatasets.load_problems("arithmetic", "test", max(1, args.num_problems))
         common = dict(max_new_tokens=args.max_new_tokens, seed=args.seed)
         for question in args.prompt or [problems[0].question]:

@@ -186,6 +186,8 @@ def test_bf16_weights_do_not_move_at_small_steps_but_the_actor_follows_the_fp32_
     assert moved(only_bf16.parameters(), start_bf16) < 0.1
     for a, p in zip(actor.parameters(), policy.parameters(), strict=True):
         assert a.dtype == torch.bfloat16 and torch.equal(a, p.bfloat16()) and not a.requires_grad
+    for a, p in zip(actor.buffers(), policy.buffers(), strict=True):  # rotary frequencies stay exact
+        assert a.dtype == p.dtype and torch.equal(a, p)
 
 
 def test_the_actor_is_the_policy_where_precision_is_the_same():

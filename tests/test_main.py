@@ -4,6 +4,7 @@ promises and can be made again."""
 import dataclasses
 import inspect
 import json
+import math
 import re
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def test_every_setting_is_read():
         ("--temperature nan", ["temperature nan"]),
         ("--learning_rate inf", ["learning_rate inf"]),
         ("--max_completion_length -5", ["max_completion_length -5"]),
-        ("--minibatches 3", ["minibatches 3", "16"]),
+        ("--minibatches 3", ["minibatches 3", "32"]),
         ("--final_lr_fraction 2", ["final_lr_fraction 2"]),
         ("--beta -0.1", ["beta -0.1"]),
         ("--soft_thinking --soft_thinking_sampling topk", ["topk", "sample"]),
@@ -112,6 +113,7 @@ def test_an_error_is_one_line_on_stderr_and_exit_code_2(tmp_path):
         (dict(max_prompt_length=3), "the shortest prompt has"),
         (dict(soft_thinking=True, soft_thinking_k=513), "soft_thinking_k 513: the vocabulary has 512 tokens"),
         (dict(resume_from_checkpoint="latest"), "there: none"),
+        (dict(answer_reserve=5), "answer_reserve 5: closing the reasoning alone takes 5 tokens"),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(settings, fragment, tmp_path, monkeypatch):
@@ -180,6 +182,11 @@ def test_a_step_without_any_signal_changes_nothing(tokenizer):
     moved, stats = weights_after_update(tokenizer, advantages=torch.zeros(16))
     assert all((delta == 0).all() for delta in moved)
     assert stats["grad_norm"] == 0
+
+
+def test_a_gradient_that_is_not_finite_is_skipped(tokenizer):
+    moved, stats = weights_after_update(tokenizer, advantages=torch.full((16,), math.inf))
+    assert all((delta == 0).all() for delta in moved) and stats["skipped_updates"] == 1
 
 
 def test_masked_truncated_rows_keep_their_place_in_the_baseline_but_not_in_the_loss(tokenizer):
@@ -354,9 +361,22 @@ def test_a_resumed_run_equals_the_uninterrupted_one(finished_run, tmp_path, monk
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
-def test_a_folder_with_a_run_is_refused(finished_run):
+def test_a_folder_with_a_run_is_refused_and_a_refused_run_replaces_nothing(finished_run):
     with pytest.raises(ValueError, match="already holds a run"):
         train(tiny_config(finished_run))
+    before = metrics_of(finished_run)
+    with pytest.raises(ValueError, match="the shortest prompt has"):
+        train(tiny_config(finished_run, max_prompt_length=3, overwrite_output_dir=True))
+    with pytest.raises(ValueError, match="max_steps 4: the checkpoint is at step 4"):
+        train(tiny_config(finished_run, max_steps=4, resume_from_checkpoint="latest"))
+    assert metrics_of(finished_run) == before
+
+
+def test_help_shows_the_defaults_of_the_preset(capsys):
+    for preset, text in (("tiny", "default: dr_grpo"), ("qwen2.5-1.5b", "default: 786")):
+        with pytest.raises(SystemExit):
+            parse_config(["--preset", preset, "--help"])
+        assert text in " ".join(capsys.readouterr().out.split())
 
 
 def test_settings_that_change_the_path_through_the_loop(tmp_path):
