@@ -436,9 +436,8 @@ def evaluate(
         )
         lengths = rollout.lengths.tolist()  # (B,)
         soft_steps = rollout.is_soft.sum(-1).tolist()  # (B,)
-        top_weight = (
-            (rollout.top_weight * rollout.completion_mask).sum(-1) / rollout.lengths.clamp(min=1)
-        ).tolist()  # (B,) means
+        weight_sums = (rollout.top_weight * rollout.completion_mask).sum(-1)  # (B,)
+        top_weight = (weight_sums / rollout.lengths.clamp(min=1)).tolist()  # (B,) means over a row's steps
         assert len(lengths) == len(batch) * samples, "generate returns group_size rows for each prompt"
         for row, text in enumerate(rollout.texts):
             problem = batch[row // samples]  # a prompt's rows stand together

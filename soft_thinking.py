@@ -59,6 +59,7 @@ class SoftThinking:
             raise ValueError(f"cold_stop_steps {self.cold_stop_steps}: must be 1 or more")
 
     def check_vocabulary(self, vocab_size: int) -> None:
+        """This and the next two raise ValueError if the settings do not fit the model or the budget."""
         if self.k > vocab_size:
             raise ValueError(f"soft_thinking_k {self.k}: the vocabulary has {vocab_size} tokens")
 
@@ -148,7 +149,7 @@ class Director:
         out_of_tokens = self.max_new_tokens - step <= settings.answer_reserve
         if row.phase != CLOSED and (out_of_tokens or row.cold_steps >= settings.cold_stop_steps):
             row.forced, row.phase = self._closing_ids(row), CLOSED
-        return (False, row.forced.pop(0)) if row.forced else (soft and row.phase == THINKING, -1)
+        return (False, row.forced.pop(0)) if row.forced else (soft, -1)
 
     def _may_end(self, row: RowState, likeliest: int) -> bool:
         """Whether the likeliest token stops the row, or begins, continues or completes the closing tag."""
