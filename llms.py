@@ -101,15 +101,25 @@ def completion_logprobs(model: PreTrainedModel, rollout, temperature: float = 1.
 
     rollout: rollout.Rollout. temperature: the one it was sampled at. rows: which rows, in which order (default all);
     B is then their number.
+    """
+    rows = torch.arange(len(rollout.prompt_ids)) if rows is None else torch.as_tensor(rows)
+    rows = rows.to(rollout.draws.device)
+    hidden, row, position = completion_hidden(model, rollout, rows)  # (N, H), (N,), (N,)
+    draws, weights, draw_mask = (x[rows][row, position] for x in (rollout.draws, rollout.weights, rollout.draw_mask))
+    logprobs = draw_logprobs(model, hidden, draws, temperature) * ((weights > 0) | draw_mask)  # (N, K)
+    B, (_, T, K) = len(rows), rollout.draws.shape
+    return torch.zeros(B, T, K, device=hidden.device).index_put((row, position), logprobs)
+
+
+def completion_hidden(model: PreTrainedModel, rollout, rows: torch.Tensor):
+    """The hidden states that predict the completions' positions, of all `rows` one after another.
+
+    -> hidden (N, H), row (N,), position (N,): hidden[i] goes to the head to predict position[i] of rows[row[i]].
 
     Prompt and completion stand side by side and the padding is on the right, where causal attention never looks: no
-    mask, and a row in a batch gets what it would get alone. The head runs on completion positions alone.
+    mask, and a row in a batch gets what it would get alone.
     """
-    device = rollout.draws.device
-    rows = (
-        torch.arange(len(rollout.prompt_ids), device=device) if rows is None else torch.as_tensor(rows, device=device)
-    )
-    B, (_, T, K) = len(rows), rollout.draws.shape
+    device, K, B = rollout.draws.device, rollout.draws.shape[-1], len(rows)
     prompt_length = torch.tensor([len(rollout.prompt_ids[row]) for row in rows.tolist()], device=device)  # (B,)
     mask = rollout.completion_mask[rows]  # (B, T)
     length = mask.sum(dim=1)  # (B,)
@@ -125,12 +135,21 @@ def completion_logprobs(model: PreTrainedModel, rollout, temperature: float = 1.
     draws[row, column] = rollout.draws[rows][row, position]
     weights[row, column] = rollout.weights[rows][row, position]
 
-    # The last token of a row is predicted, never read. (A plain base model call: the head follows below.)
+    # The last token of a row is predicted, never read. (A plain base model call: the head runs where it is needed.)
     inputs = embed_mixture(model, draws, weights)[:, : L - 1]  # (B, L - 1, H)
     hidden = model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
-    logprobs = draw_logprobs(model, hidden[row, column - 1], draws[row, column], temperature)  # (N, K)
-    logprobs = logprobs * ((weights[row, column] > 0) | rollout.draw_mask[rows][row, position])
-    return torch.zeros(B, T, K, device=device).index_put((row, position), logprobs)
+    return hidden[row, column - 1], row, position
+
+
+def micro_batches(rollout, rows, token_budget: int) -> list[list[int]]:
+    """Splits rows into batches of at most `token_budget` padded tokens (one row at least), similar lengths together."""
+    length = {row: len(rollout.prompt_ids[row]) + int(rollout.lengths[row]) for row in rows}
+    batches: list[list[int]] = []
+    for row in sorted(rows, key=length.get, reverse=True):  # longest first: a batch is as wide as its first row
+        if not batches or (len(batches[-1]) + 1) * length[batches[-1][0]] > token_budget:
+            batches.append([])
+        batches[-1].append(row)
+    return batches
 
 
 def draw_logprobs(

@@ -9,24 +9,20 @@ No demonstration is ever shown: what the model learns, it learns from its own sa
     python main.py --dataset_name gsm8k --dataset_path DIR --model_name DIR
     python main.py --help
 
-Read `train` first, then grpo.py (advantages and the loss) and rollout.py (sampling).
+Read `train` first, then grpo.py (advantages and the loss) and rollout.py (sampling); settings.py holds the presets.
 Left out on purpose: supervised fine-tuning before RL, learned reward models, a value network, a replay buffer.
 """
 
 import dataclasses
-import difflib
 import math
 import sys
 import textwrap
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
 from tqdm import tqdm
-from transformers import HfArgumentParser
 
 import evaluator
 import grpo
@@ -35,193 +31,7 @@ import plotter
 import rldatasets
 import runs
 from rollout import generate
-from soft_thinking import SAMPLINGS, STARTS, WEIGHTINGS, SoftThinking
-
-# ---------------------------------------------------------------- configuration
-
-
-def setting(default, help, choices=None):
-    return field(default=default, metadata={"help": help} | ({"choices": choices} if choices else {}))
-
-
-@dataclass
-class ModelAndData:
-    _argument_group_name = "model and data"
-    model_name: str = setting("tiny", "hub name, local folder, or an embedded model: tiny, tiny_student")
-    dataset_name: str = setting("arithmetic", f"{' or '.join(rldatasets.DATASETS)}; any name when a path is given")
-    dataset_path: str | None = setting(None, "JSON lines in GSM8K's shape, or a folder with train.jsonl and test.jsonl")
-    max_prompt_length: int = setting(128, "problems with a longer prompt (tokens) are dropped and counted, never cut")
-    tags: str = setting("reasoning", "name of the reasoning block (think: as in R1)", tuple(evaluator.TAGS))
-    prompt_style: str = setting(
-        "auto", "chat: the tokenizer's template; plain: R1-Zero's, for base models", rldatasets.PROMPT_STYLES
-    )
-
-
-@dataclass
-class Sampling:
-    _argument_group_name = "sampling"
-    problems_per_step: int = setting(16, "different problems in a step")
-    group_size: int = setting(8, "answers to each problem")
-    max_completion_length: int = setting(72, "tokens of an answer, at most")
-    temperature: float = setting(1.0, "of sampling; the loss uses the log-probs at the same temperature")
-
-
-@dataclass
-class Objective:
-    _argument_group_name = "rewards and loss"
-    rewards: str = setting("accuracy:1,format:0.5", f"name:weight, comma-separated: {', '.join(evaluator.REWARDS)}")
-    loss_type: str = setting("grpo", "explained in grpo.policy_loss", grpo.LOSS_TYPES)
-    advantage_scale: str = setting("group", "whose standard deviation divides advantages", grpo.ADVANTAGE_SCALES)
-    clip_low: float = setting(0.2, "the ratio's objective is clipped below 1 - clip_low")
-    clip_high: float = setting(0.2, "... and above 1 + clip_high (more than clip_low: DAPO's clip-higher)")
-    beta: float = setting(0.0, "weight of the KL to the starting model; 0 needs no reference model")
-    mask_truncated: bool = setting(False, "leave answers that hit the length limit out of the loss (not the baseline)")
-    control: str = setting("none", "the same run with the signal destroyed", ("none", "shuffled_advantages"))
-
-
-@dataclass
-class Optimization:
-    _argument_group_name = "optimization"
-    max_steps: int = setting(60, "rollouts in the run")
-    learning_rate: float = setting(1e-6, "peak of the schedule")
-    warmup_steps: int = setting(5, "linear warm-up")
-    final_lr_fraction: float = setting(1.0, "linear decay to this share of the peak at the end of the run")
-    updates_per_rollout: int = setting(1, "passes over each rollout; 1 with 1 minibatch is exactly on-policy")
-    minibatches: int = setting(1, "optimizer steps a pass, each on an equal share of the groups")
-    tokens_per_micro_batch: int = setting(16384, "padded tokens in one forward and backward pass (memory, not results)")
-    gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third more time")
-    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
-    seed: int = setting(0, "of the data order and the sampling")
-
-
-@dataclass
-class Output:
-    _argument_group_name = "evaluation and output"
-    output_dir: str | None = setting(None, "the run's folder; default runs/PRESET, numbered if taken")
-    overwrite_output_dir: bool = setting(False, "replace the run that is in output_dir")
-    resume_from_checkpoint: str | None = setting(None, "latest, best, step-N or a path: go on from there in output_dir")
-    eval_steps: int = setting(
-        10, "evaluate on the test split every N steps; also at first, at last and with checkpoints"
-    )
-    eval_problems: int = setting(1024, "how many test problems")
-    save_steps: int = setting(60, "checkpoint every N steps (also after the last)")
-    save_total_limit: int = setting(2, "keep the newest N checkpoints, and latest and best")
-    report_to: str = setting("none", "a tracker, through accelerate", ("none", "tensorboard", "wandb", "trackio"))
-
-
-@dataclass
-class Soft:
-    _argument_group_name = "soft thinking (soft_thinking.py)"
-    soft_thinking: bool = setting(False, "reason in mixtures of tokens")
-    soft_thinking_k: int = setting(2, "tokens drawn at a position")
-    soft_thinking_temperature: float = setting(1.0, "of prob weights; sampling has its own")
-    soft_thinking_sampling: str = setting("sample", "topk: deterministic, for inference only", SAMPLINGS)
-    soft_thinking_weighting: str = setting("count", "of the draws; count: exact gradient", WEIGHTINGS)
-    soft_thinking_start: str = setting("tag", "when soft thinking begins", STARTS)
-    soft_thinking_cold_stop_entropy: float = setting(0.0, "close the reasoning at lasting entropy under it (nats)")
-    soft_thinking_cold_stop_steps: int = setting(256, "... for so many steps in a row")
-    answer_reserve: int = setting(0, "close the reasoning by force with so many tokens left (with or without mixtures)")
-
-
-SECTIONS = (ModelAndData, Sampling, Soft, Objective, Optimization, Output)
-MAY_BE_ZERO = (
-    "clip_low", "clip_high", "beta", "learning_rate", "warmup_steps", "final_lr_fraction", "seed",
-    "soft_thinking_temperature", "soft_thinking_cold_stop_entropy", "answer_reserve",
-)  # fmt: skip
-
-
-@dataclass
-class GRPOConfig(*reversed(SECTIONS)):
-    """All settings of a run. Refuses impossible values with a ValueError of one line."""
-
-    preset: str = "tiny"
-
-    def __post_init__(self):
-        for f in dataclasses.fields(self):
-            value, choices = getattr(self, f.name), f.metadata.get("choices")
-            if choices and value not in choices:
-                raise ValueError(f"--{f.name} {value!r}: choose from {', '.join(choices)}")
-            if type(value) in (int, float) and not (0 < value < math.inf or value == 0 and f.name in MAY_BE_ZERO):
-                low = "0 or more" if f.name in MAY_BE_ZERO else "above 0"
-                raise ValueError(f"--{f.name} {value}: must be a finite number, {low}")
-        if self.dataset_path is None and self.dataset_name not in rldatasets.DATASETS:
-            raise ValueError(f"--dataset_name {self.dataset_name!r}: choose from {', '.join(rldatasets.DATASETS)}")
-        if self.final_lr_fraction > 1:
-            raise ValueError(f"--final_lr_fraction {self.final_lr_fraction}: must be from 0 to 1")
-        if self.report_to not in ("none", *(tracker.value for tracker in get_available_trackers())):
-            raise ValueError(f"--report_to {self.report_to}: the package is not here (pip install {self.report_to})")
-        if self.group_size == 1:
-            raise ValueError("--group_size 1: an answer is compared with its group, so a group needs 2 or more")
-        if self.soft_thinking_sampling == "topk":
-            raise ValueError(
-                "--soft_thinking_sampling topk: every answer of a group would be the same; train with sample"
-            )
-        self.rollout_mode()
-        if self.problems_per_step % self.minibatches:
-            raise ValueError(
-                f"--minibatches {self.minibatches}: must divide --problems_per_step {self.problems_per_step} evenly"
-            )
-        evaluator.parse_rewards(self.rewards)
-
-    def rollout_mode(self) -> SoftThinking:
-        """How answers are sampled in training: one draw a position, unless soft thinking is on."""
-        settings = SoftThinking(
-            k=self.soft_thinking_k if self.soft_thinking else 1,
-            temperature=self.soft_thinking_temperature,
-            sampling=self.soft_thinking_sampling,
-            weighting=self.soft_thinking_weighting,
-            start=self.soft_thinking_start,
-            answer_reserve=self.answer_reserve,
-            cold_stop_entropy=self.soft_thinking_cold_stop_entropy if self.soft_thinking else 0.0,
-            cold_stop_steps=self.soft_thinking_cold_stop_steps,
-            tags=self.tags,
-        )
-        settings.check_budget(self.max_completion_length)
-        return settings
-
-
-PRESETS = {
-    # Learns within three minutes on two CPU cores. The learning rate is high, as is usual for so few parameters.
-    "tiny": dict(
-        model_name="tiny", dataset_name="arithmetic", max_prompt_length=440, problems_per_step=32, group_size=8,
-        max_completion_length=72, loss_type="dr_grpo", advantage_scale="none", max_steps=100, learning_rate=1.5e-4,
-        warmup_steps=5, final_lr_fraction=0.1, minibatches=4, tokens_per_micro_batch=2048, eval_steps=20,
-        eval_problems=1024, save_steps=100,
-    ),
-    # One 80 GB GPU. R1's own reasoning RL used GRPO with group-scaled advantages, groups of 16 and a KL term;
-    # here the KL is off, as in most work since (no reference model to hold).
-    "qwen2.5-1.5b": dict(
-        model_name="Qwen/Qwen2.5-1.5B-Instruct", dataset_name="gsm8k", max_prompt_length=512, problems_per_step=16,
-        group_size=16, max_completion_length=786, loss_type="grpo", advantage_scale="group", max_steps=400,
-        learning_rate=1e-6, warmup_steps=10, final_lr_fraction=1.0, minibatches=1, tokens_per_micro_batch=16384,
-        eval_steps=50, eval_problems=1319, save_steps=50,
-    ),
-}  # fmt: skip
-
-
-def parse_config(arguments: list[str]) -> GRPOConfig:
-    """Defaults, overridden by the preset, overridden by the flags. Raises ValueError, one line, on a bad argument."""
-    parser = ArgumentParser(SECTIONS, prog="main.py", description="Train a language model by GRPO.", allow_abbrev=False)
-    parser.add_argument("--preset", choices=PRESETS, help="a set of defaults")
-    first_look = ArgumentParser((), add_help=False, allow_abbrev=False)  # so that --help shows the preset's defaults
-    first_look.add_argument("--preset", choices=PRESETS)
-    preset, why = first_look.parse_known_args(arguments)[0].preset, "as asked"
-    if preset is None:
-        has_gpu = torch.cuda.is_available()
-        preset, why = ("qwen2.5-1.5b", "a CUDA device is here") if has_gpu else ("tiny", "no CUDA device here")
-    parser.set_defaults(**PRESETS[preset], preset=preset)
-    values, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], parser._option_string_actions, n=2)
-        raise ValueError(f"unknown argument {unknown[0]!r}: " + (f"{' or '.join(close)}?" if close else "see --help"))
-    print(f"preset {preset}: {why} (choose with --preset {'|'.join(PRESETS)}; every flag overrides it)")
-    return GRPOConfig(**vars(values))
-
-
-class ArgumentParser(HfArgumentParser):
-    def error(self, message):
-        raise ValueError(message)  # in place of a page of usage
-
+from settings import GRPOConfig, parse_config
 
 # ---------------------------------------------------------------- the training loop
 
@@ -409,7 +219,7 @@ def update(policy, actor, reference, optimizer, rollout, advantages, config) -> 
         rows = rows[(row_tokens[rows] > 0) & ((advantages[rows] != 0) | (ref is not None))]
         if len(rows) == 0:
             continue  # nothing to learn from: no step at all, where Adam's momentum alone would take one
-        for micro in micro_batches(rollout, rows.tolist(), config.tokens_per_micro_batch):
+        for micro in llms.micro_batches(rollout, rows.tolist(), config.tokens_per_micro_batch):
             with autocast:
                 logprobs = llms.completion_logprobs(policy, rollout, config.temperature, micro)  # (b, T, K)
             loss, loss_stats = grpo.policy_loss(
@@ -450,21 +260,10 @@ def update(policy, actor, reference, optimizer, rollout, advantages, config) -> 
 def all_logprobs(model, rollout, autocast, config) -> torch.Tensor:
     """Log-probs of all rows under `model`, without gradient: (B, T, K)."""
     result = torch.zeros_like(rollout.logprobs)
-    for micro in micro_batches(rollout, range(len(result)), config.tokens_per_micro_batch):
+    for micro in llms.micro_batches(rollout, range(len(result)), config.tokens_per_micro_batch):
         with autocast:
             result[micro] = llms.completion_logprobs(model, rollout, config.temperature, micro)
     return result
-
-
-def micro_batches(rollout, rows, token_budget: int) -> list[list[int]]:
-    """Splits rows into batches of at most `token_budget` padded tokens (one row at least), similar lengths together."""
-    length = {row: len(rollout.prompt_ids[row]) + int(rollout.lengths[row]) for row in rows}
-    batches: list[list[int]] = []
-    for row in sorted(rows, key=length.get, reverse=True):  # longest first: a batch is as wide as its first row
-        if not batches or (len(batches[-1]) + 1) * length[batches[-1][0]] > token_budget:
-            batches.append([])
-        batches[-1].append(row)
-    return batches
 
 
 def lr_factor(step: int, config) -> float:

@@ -18,8 +18,9 @@ import evaluator
 import grpo
 import llms
 import main
-from main import PRESETS, GRPOConfig, micro_batches, parse_config, train, update
+from main import train, update
 from rollout import generate
+from settings import PRESETS, GRPOConfig, parse_config
 
 GSM8K = ROOT.parent / "shared/data/gsm8k"
 
@@ -265,11 +266,11 @@ def test_micro_batches_keep_the_budget_and_every_row(tokenizer):
     rollout, _ = rollout_and_advantages(random_model(), tokenizer)
     widths = [len(p) + n for p, n in zip(rollout.prompt_ids, rollout.lengths.tolist(), strict=True)]
     for budget in (1, 60, 150, 10**6):
-        batches = micro_batches(rollout, range(2, 16), budget)
+        batches = llms.micro_batches(rollout, range(2, 16), budget)
         assert sorted(row for batch in batches for row in batch) == list(range(2, 16))
         for batch in batches:
             assert len(batch) == 1 or len(batch) * max(widths[row] for row in batch) <= budget
-    assert len(micro_batches(rollout, range(16), 10**6)) == 1
+    assert len(llms.micro_batches(rollout, range(16), 10**6)) == 1
 
 
 def test_learning_rate_schedule():
