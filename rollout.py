@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
 
 import llms
-from soft_thinking import Director, SoftThinking, heaviest_draw, mixture_weights
+from soft_thinking import Director, SoftThinking, TagMatcher, heaviest_draw, mixture_weights
 
 
 @dataclass
@@ -68,6 +68,7 @@ def generate(
     max_new_tokens: int,
     temperature: float = 1.0,
     stop_ids: list[int] | None = None,
+    stop_tag: str | None = None,
     soft: SoftThinking | None = None,
     seed: int | None = None,
 ) -> Rollout:
@@ -75,6 +76,7 @@ def generate(
 
     temperature: 0 is greedy; log-probs and entropies are then those at temperature 1.
     stop_ids: default, every end-of-sequence id that config, generation config or tokenizer names.
+    stop_tag: text such as "</answer>" that ends a row too, however it is tokenised; the row keeps it.
     soft: settings of soft thinking; None is normal sampling, one draw a position.
     seed: the same seed gives the same rows, and row i does not depend on the rows after it.
     Raises ValueError for an empty prompt, a negative temperature, or more tokens than the model has positions.
@@ -91,7 +93,8 @@ def generate(
     # early takes no numbers from the others.
     generator = torch.Generator().manual_seed(torch.seed() if seed is None else seed)
     uniform = torch.rand(B, T, K, generator=generator).to(device)
-    director = Director(soft, tokenizer, stops.tolist(), [p for p in prompts for _ in range(group_size)], T)
+    row_prompts = [prompt for prompt in prompts for _ in range(group_size)]
+    director = Director(soft, tokenizer, model.config.vocab_size, stops, row_prompts, T)
     record = {  # what becomes the Rollout
         "draws": torch.zeros(B, T, K, dtype=torch.long, device=device),
         "weights": torch.zeros(B, T, K, device=device),
@@ -100,7 +103,10 @@ def generate(
         "trace_ids": torch.zeros(B, T, dtype=torch.long, device=device),
         "is_soft": torch.zeros(B, T, dtype=torch.bool, device=device),
         "entropy": torch.zeros(B, T, device=device),
+        "ended": torch.zeros(B, T, dtype=torch.bool, device=device),
     }
+    matcher = TagMatcher(tokenizer, model.config.vocab_size, stop_tag, device) if stop_tag else None
+    tag_state = torch.zeros(B, dtype=torch.long, device=device)
 
     with _decoding(model):
         cache, hidden = _prefill(model, prompt_ids, group_size, T)
@@ -113,11 +119,15 @@ def generate(
             is_soft, forced = director.decide(rows, probs.argmax(dim=-1), entropy, t)
             draws = draw(probs, uniform[rows, t], greedy=temperature == 0, topk=soft.sampling == "topk")  # (n, K)
             step = resolve(draws, logprobs, is_soft, forced, soft) | {"is_soft": is_soft, "entropy": entropy}
+            director.observe(rows, step["trace_ids"])
+            step["ended"] = torch.isin(step["trace_ids"], stops)  # (n,)
+            if matcher:
+                tag_state[rows] = matcher.step(step["trace_ids"], tag_state[rows])
+                step["ended"] |= tag_state[rows] == matcher.found
             for name, column in record.items():
                 column[rows, t] = step[name]
-            director.observe(rows, step["trace_ids"])
 
-            live = ~torch.isin(step["trace_ids"], stops)
+            live = ~step["ended"]
             if t == T - 1 or not live.any():
                 break
             draws, weights = step["draws"], step["weights"]
@@ -296,20 +306,22 @@ AttentionInterface.register("grouped", grouped_attention)
 
 
 def _to_rollout(tokenizer, prompt_ids, group_size, record, stops) -> Rollout:
-    is_stop = torch.isin(record["trace_ids"], stops)  # (B, max_new_tokens)
-    # A row's tokens are those with no stop token before them. Columns past the last row's end are cut off.
-    completion_mask = is_stop.cumsum(dim=1) - is_stop.long() == 0
+    ended = record.pop("ended")  # (B, max_new_tokens)
+    # A row's tokens are those before which it had not ended. Columns past the last row's end are cut off.
+    completion_mask = ended.cumsum(dim=1) - ended.long() == 0
     lengths = completion_mask.sum(dim=1)
-    stopped = (is_stop & completion_mask).any(dim=1).tolist()
     T = int(lengths.max())
     record = {name: column[:, :T] for name, column in record.items()}
-    ends = zip(record["trace_ids"].tolist(), lengths.tolist(), stopped, strict=True)
+    traces = [ids[:n] for ids, n in zip(record["trace_ids"].tolist(), lengths.tolist(), strict=True)]
+    stop_ids = set(stops.tolist())
     return Rollout(
         **record,
         prompt_ids=[ids.to(stops.device) for ids in prompt_ids for _ in range(group_size)],
         completion_mask=completion_mask[:, :T],
-        finish=["stop" if ended else "length" for ended in stopped],
-        texts=tokenizer.batch_decode([ids[: n - ended] for ids, n, ended in ends], skip_special_tokens=True),
+        finish=["stop" if row_ended else "length" for row_ended in ended.any(dim=1).tolist()],
+        texts=tokenizer.batch_decode(
+            [ids[:-1] if ids[-1] in stop_ids else ids for ids in traces], skip_special_tokens=True
+        ),
     )
 
 

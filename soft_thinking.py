@@ -20,8 +20,10 @@ Left out on purpose: noise on the mixture, learned mixing, soft answers.
 """
 
 import argparse
+import collections
+import functools
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -100,33 +102,88 @@ def heaviest_draw(draws: torch.Tensor, weights: torch.Tensor, draw_logprobs: tor
     return draws.gather(1, likeliest).squeeze(1)
 
 
-WAITING, THINKING, CLOSED = range(3)
+# ---------------------------------------------------------------- tags in text that arrives token by token
 
 
-@dataclass
-class RowState:
-    """Where a row stands: before its reasoning, in it, or past it."""
+class TagMatcher:
+    """How much of a tag the end of a text holds, for many rows at once, as the text grows token by token.
 
-    phase: int
-    tail: str = ""  # the end of the text written so far, long enough to hold any of the tags
-    cold_steps: int = 0  # soft steps in a row at low entropy
-    forced: list[int] = field(default_factory=list)  # ids still to be fed by force
+    A tag is several tokens and its ends merge with their neighbours (`.</`, `>\\n`), so ids cannot be compared. A row's
+    state is the number of the tag's characters that its text ends in; len(tag) says that the newest token completed
+    the tag (and whatever else that token holds is forgotten). `next_state` (V, len(tag) + 1) holds where every token leads from every state: worked out once, and then
+    following all rows is one look-up, on any device.
+    """
+
+    def __init__(self, tokenizer, vocab_size: int, tag: str, device: torch.device):
+        self.found = len(tag)
+        self.next_state = _transitions(tokenizer, vocab_size, tag).to(device)
+
+    def step(self, tokens: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+        """tokens, states: (n,) long -> (n,) long, the states after the tokens."""
+        return self.next_state[tokens, states].long()
+
+
+@functools.lru_cache(maxsize=16)
+def _transitions(tokenizer, vocab_size: int, tag: str) -> torch.Tensor:
+    """The automaton of Knuth, Morris and Pratt over tokens: (V, len(tag) + 1) int8. Only the tag's first character is a
+    "<", so a text that leaves the tag half-way can only begin it anew within the newest token."""
+    assert tag.rfind("<") == 0
+    pieces = _pieces(tokenizer, vocab_size)
+    table = torch.zeros(vocab_size, len(tag) + 1, dtype=torch.int8)
+    for token, piece in enumerate(pieces):
+        if "<" in piece:  # from any state: the token holds the tag, or ends in the beginning of one
+            begun = max(n for n in range(len(tag)) if piece.endswith(tag[:n]))
+            table[token] = len(tag) if tag in piece else begun
+    by_first_character = collections.defaultdict(list)
+    for token, piece in enumerate(pieces):
+        by_first_character[piece[:1]].append(token)
+    for state in range(1, len(tag)):
+        rest = tag[state:]
+        for token in by_first_character[rest[0]]:
+            if pieces[token].startswith(rest):
+                table[token, state] = len(tag)
+            elif rest.startswith(pieces[token]):
+                table[token, state] = state + len(pieces[token])
+        table[by_first_character[""], state] = state  # ids without text, as those that only pad the logits
+    return table
+
+
+@functools.lru_cache(maxsize=4)
+def _pieces(tokenizer, vocab_size: int) -> list[str]:
+    return tokenizer.batch_decode([[token] for token in range(vocab_size)], clean_up_tokenization_spaces=False)
+
+
+# ---------------------------------------------------------------- who thinks softly, and when it ends
+
+WAITING, THINKING, CLOSED = range(3)  # before the reasoning, in it, past it
 
 
 class Director:
-    """Decides, row by row and step by step, who thinks softly and who is made to close the reasoning."""
+    """Decides, step by step and for all rows at once, who thinks softly and who is made to close the reasoning.
 
-    def __init__(self, settings: SoftThinking, tokenizer, stop_ids: list[int], prompts: list[str], max_new_tokens: int):
-        self.settings, self.tokenizer = settings, tokenizer
-        self.stop_ids, self.max_new_tokens = set(stop_ids), max_new_tokens
-        self.open, self.close, self.answer = f"<{settings.tags}>", f"</{settings.tags}>", "<answer>"
-        self.prefixes = tuple(self.close[:n] for n in range(2, len(self.close) + 1))
-        self.pieces: dict[int, str] = {}
-        at_once = settings.start == "immediately"
-        prefilled = [at_once or prompt.rstrip().endswith(self.open) for prompt in prompts]
-        self.rows = [RowState(THINKING if begun else WAITING) for begun in prefilled]
+    prompts: B texts, a row each. Everything a row's decisions depend on is a tensor (B,).
+    """
+
+    def __init__(self, settings: SoftThinking, tokenizer, vocab_size, stop_ids: torch.Tensor, prompts, max_new_tokens):
+        self.settings, self.stop_ids, self.max_new_tokens = settings, stop_ids, max_new_tokens
         # With one draw a position and nothing to force there is nothing to decide, and no text needs watching.
         self.idle = settings.k == 1 and settings.answer_reserve == 0 and settings.cold_stop_entropy == 0
+        if self.idle:
+            return
+        device, open_tag, close_tag = stop_ids.device, f"<{settings.tags}>", f"</{settings.tags}>"
+        self.matchers = [TagMatcher(tokenizer, vocab_size, tag, device) for tag in (open_tag, close_tag, "<answer>")]
+        self.states = torch.zeros(len(prompts), 3, dtype=torch.long, device=device)  # of the three matchers
+        thinking = [settings.start == "immediately" or prompt.rstrip().endswith(open_tag) for prompt in prompts]
+        self.phase = torch.where(torch.tensor(thinking, device=device), THINKING, WAITING)
+        self.cold_steps = torch.zeros_like(self.phase)  # soft steps in a row at low entropy
+        # What is fed to close the reasoning: what is missing of the tag, which may be half-written, and the answer's
+        # opening tag. One line of ids for each length of the half; -1 ends it.
+        closing = [tokenizer(settings.closing_text()[n:], add_special_tokens=False) for n in range(len(close_tag))]
+        lines = [torch.tensor(encoded["input_ids"]) for encoded in closing]
+        self.closing = torch.nn.utils.rnn.pad_sequence(lines, batch_first=True, padding_value=-1).to(device)
+        self.closing = torch.nn.functional.pad(self.closing, (0, 1), value=-1)
+        self.line = torch.zeros_like(self.phase)  # which of them a row is fed,
+        self.place = torch.full_like(self.phase, -1)  # ... and how far it is; -1, where the line's end is, for none
 
     def decide(self, rows: torch.Tensor, likeliest: torch.Tensor, entropy: torch.Tensor, step: int):
         """(is_soft (n,) bool, forced (n,) long: an id to feed, or -1) for this step.
@@ -135,49 +192,36 @@ class Director:
         """
         if self.idle:
             return torch.zeros_like(rows, dtype=torch.bool), torch.full_like(rows, -1)
-        decisions = [
-            self._decide(self.rows[row], token, nats, step)
-            for row, token, nats in zip(rows.tolist(), likeliest.tolist(), entropy.tolist(), strict=True)
-        ]
-        is_soft, forced = (torch.tensor(column, device=rows.device) for column in zip(*decisions, strict=True))
-        return is_soft, forced
-
-    def _decide(self, row: RowState, likeliest: int, entropy: float, step: int) -> tuple[bool, int]:
-        settings = self.settings
-        soft = row.phase == THINKING and settings.k > 1 and not self._may_end(row, likeliest)
-        row.cold_steps = row.cold_steps + 1 if soft and entropy < settings.cold_stop_entropy else 0
-        out_of_tokens = self.max_new_tokens - step <= settings.answer_reserve
-        if row.phase != CLOSED and (out_of_tokens or row.cold_steps >= settings.cold_stop_steps):
-            row.forced, row.phase = self._closing_ids(row), CLOSED
-        return (False, row.forced.pop(0)) if row.forced else (soft, -1)
-
-    def _may_end(self, row: RowState, likeliest: int) -> bool:
-        """Whether the likeliest token stops the row, or begins, continues or completes the closing tag."""
-        text = row.tail + self._piece(likeliest)
-        return likeliest in self.stop_ids or self.close in text or text.endswith(self.prefixes)
-
-    def _closing_ids(self, row: RowState) -> list[int]:
-        """The ids of what is missing of the closing tag, then the answer's opening tag."""
-        begun = max((n for n in range(len(self.close)) if row.tail.endswith(self.close[:n])), default=0)
-        return self.tokenizer(self.settings.closing_text()[begun:], add_special_tokens=False)["input_ids"]
+        settings, phase = self.settings, self.phase[rows]
+        begun = self.states[rows, 1]
+        # A step is hard where the likeliest token would stop the row, or begin, continue or complete the closing tag.
+        may_end = torch.isin(likeliest, self.stop_ids) | (self.matchers[1].step(likeliest, begun) >= 2)
+        soft = (phase == THINKING) & ~may_end if settings.k > 1 else torch.zeros_like(may_end)
+        cold_steps = torch.where(soft & (entropy < settings.cold_stop_entropy), self.cold_steps[rows] + 1, 0)
+        must_close = cold_steps >= settings.cold_stop_steps
+        if self.max_new_tokens - step <= settings.answer_reserve:
+            must_close = torch.ones_like(must_close)
+        must_close &= phase != CLOSED
+        line = torch.where(must_close, begun, self.line[rows])
+        place = torch.where(must_close, 0, self.place[rows])
+        forced = self.closing[line, place]  # (n,)
+        self.cold_steps[rows], self.line[rows] = cold_steps, line
+        self.phase[rows] = torch.where(must_close, CLOSED, phase)
+        self.place[rows] = torch.where(forced >= 0, place + 1, -1)
+        return soft & (forced < 0), forced
 
     def observe(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:
         """Reads the token that each live row has written."""
         if self.idle:
             return
-        for index, token in zip(rows.tolist(), tokens.tolist(), strict=True):
-            row = self.rows[index]
-            text = row.tail + self._piece(token)
-            if self.close in text or self.answer in text:
-                row.phase = CLOSED
-            elif row.phase == WAITING and self.open in text:
-                row.phase, text = THINKING, text.partition(self.open)[2]
-            row.tail = text[-2 * len(self.close) :]
-
-    def _piece(self, token: int) -> str:
-        if token not in self.pieces:
-            self.pieces[token] = self.tokenizer.decode([token])
-        return self.pieces[token]
+        states = [matcher.step(tokens, self.states[rows, i]) for i, matcher in enumerate(self.matchers)]
+        opened, closed, answered = (
+            state == matcher.found for state, matcher in zip(states, self.matchers, strict=True)
+        )
+        phase = self.phase[rows]
+        phase = torch.where(opened & (phase == WAITING), THINKING, phase)
+        self.phase[rows] = torch.where(closed | answered, CLOSED, phase)
+        self.states[rows] = torch.stack(states, dim=-1)
 
 
 # ---------------------------------------------------------------- both modes side by side

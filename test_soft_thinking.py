@@ -123,14 +123,15 @@ def must_be_hard(text: str, likeliest: str) -> bool:
 def direct(tokenizer, ids, settings=None, *, likeliest=None, entropy=None, budget=1000, prompt="", stop_ids=()):
     """Plays a row's tokens to a Director -> per step: whether it was soft; the id forced upon it, or -1; and the phase
     after the last. likeliest: the most probable tokens, if others than those that are written."""
-    director = Director(settings or SoftThinking(start="immediately"), tokenizer, list(stop_ids), [prompt], budget)
+    settings, stop_ids = settings or SoftThinking(start="immediately"), torch.tensor(stop_ids)
+    director = Director(settings, tokenizer, len(tokenizer), stop_ids, [prompt], budget)
     row, steps = torch.tensor([0]), []
     for step, (token, guess, nats) in enumerate(zip(ids, likeliest or ids, entropy or [1.0] * len(ids), strict=True)):
         soft, force = director.decide(row, torch.tensor([guess]), torch.tensor([nats]), step)
         director.observe(row, force if force >= 0 else torch.tensor([token]))
         steps.append((soft.item(), force.item()))
     soft, force = map(list, zip(*steps, strict=True))
-    return soft, force, director.rows[0].phase
+    return soft, force, director.phase[0]
 
 
 def spellings(tokenizer, text: str, count: int):

@@ -2,13 +2,17 @@
 against in company."""
 
 import math
+import random
 
 import pytest
 import torch
-from random_models import PROMPTS, STOP_IDS, random_model
+from random_models import PROMPTS, ROOT, STOP_IDS, random_model
+from transformers import AutoTokenizer
 
 import llms
+from rldatasets import build_prompt, load_problems
 from rollout import KVCache, draw, generate
+from soft_thinking import TagMatcher
 
 
 def greedy_by_transformers(model, tokenizer, prompt, max_new_tokens):
@@ -231,3 +235,55 @@ def test_bad_arguments(tokenizer, arguments, message):
     arguments = dict(prompts=["abc"], max_new_tokens=4) | arguments
     with pytest.raises(ValueError, match=message):
         generate(random_model(), tokenizer, **arguments)
+
+
+# ---------------------------------------------------------------- a tag that ends a row
+
+
+@pytest.mark.parametrize("family", ["tiny", "qwen2.5"])
+def test_tag_matcher_against_the_text_itself(family):
+    """Random pieces of tags, tokenised together or one by one: the state is what the text so far ends in."""
+    folder = ROOT / "tiny" if family == "tiny" else ROOT.parent / "shared/qwen2.5-tokenizer"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not here")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tags = ["</answer>", "</reasoning>", "<answer>"]
+    rng = random.Random(0)
+    fragments = [tag[i:j] for tag in tags for i in range(len(tag)) for j in range(i + 1, len(tag) + 1)]
+    fragments += tags * 20 + [" ", "\n", "18", ".", "é", "😀", ">\n", "<<", " <"] * 5
+    for tag in tags:
+        matcher = TagMatcher(tokenizer, len(tokenizer) + 7, tag, torch.device("cpu"))
+        completed = 0
+        for _ in range(60):
+            text = "".join(rng.choice(fragments) for _ in range(12))
+            pieces = [text] if rng.random() < 0.5 else list(text)
+            ids = [i for piece in pieces for i in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+            so_far, state = "", torch.zeros(1, dtype=torch.long)
+            for token in ids:
+                state = matcher.step(torch.tensor([token]), state)
+                so_far += tokenizer.decode([token])
+                found = tag in so_far
+                expected = len(tag) if found else max(n for n in range(len(tag)) if so_far.endswith(tag[:n]))
+                assert state.item() == expected, (so_far, tag)
+                completed, so_far = completed + found, "" if found else so_far
+        assert completed > 20
+        assert matcher.step(torch.tensor([len(tokenizer) + 3]), torch.tensor([4])).item() == 4, "an id without text"
+
+
+def test_a_row_ends_with_the_stop_tag_and_keeps_it():
+    """The embedded model closes its answer, then ends; cut at the tag, everything before is the same."""
+    model, tokenizer = llms.load("tiny", "cpu")
+    prompts = [build_prompt(tokenizer, p.question) for p in load_problems("arithmetic", "test", 8)]
+    options = dict(group_size=8, max_new_tokens=72, seed=3)
+    plain, cut = (generate(model, tokenizer, prompts, stop_tag=tag, **options) for tag in (None, "</answer>"))
+    with_tag = 0
+    for row, (a, b) in enumerate(zip(plain.texts, cut.texts, strict=True)):
+        head, tag, _ = a.partition("</answer>")
+        assert b == head + tag
+        n = int(cut.lengths[row])
+        assert torch.equal(plain.draws[row, :n], cut.draws[row, :n])
+        assert cut.finish[row] == ("stop" if tag else plain.finish[row])
+        with_tag += bool(tag)
+    assert 10 < with_tag < 64
+    gap = (llms.completion_logprobs(model, cut) - cut.logprobs).abs().max()
+    assert gap < 1e-4
