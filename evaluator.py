@@ -24,7 +24,7 @@ from statistics import fmean
 
 from tqdm import tqdm
 
-from rldatasets import build_prompt
+from rldatasets import build_prompt, prefilled
 from rollout import generate
 
 # ---- Grading: the blocks of a completion -----------------------------------------------------------------------------
@@ -386,16 +386,21 @@ def evaluate(
     max_new_tokens: int = 256,
     tags: str = "reasoning",
     prompt_style: str = "auto",
+    prefill: bool = False,
+    stop_tag: str | None = None,
     rows_per_batch: int = 256,
     soft=None,
     seed: int = 0,
     progress: bool = False,
+    log=None,
 ) -> dict:
     """Sample `samples` completions for each problem (greedy by default), grade them, and summarise.
 
-    problems: list of rldatasets.Problem. soft: a SoftThinking, or None for ordinary tokens. rows_per_batch bounds
-    the rows decoded together (at least one problem's) and so the memory. Sampling depends on `seed`, and on how
-    rows_per_batch cuts the batches, never on global random state.
+    problems: list of rldatasets.Problem. soft: a SoftThinking, or None for ordinary tokens. prompt_style, prefill: as
+    in build_prompt; a prefilled tag is put before each completion and graded as part of it. rows_per_batch bounds the
+    rows decoded together (at least one problem's) and so the memory. Sampling depends on `seed`, and on how
+    rows_per_batch cuts the batches, never on global random state. log: a runs.JsonLines to which each batch's records
+    are appended; whole batches that it holds already are not made again.
 
     Returns fractions from 0 to 1 and lengths in tokens:
       accuracy, accuracy_flexible, format_rate   means over all rows; flexible = last number anywhere
@@ -419,21 +424,29 @@ def evaluate(
     if samples > 1 and temperature <= 0:
         raise ValueError(f"evaluate: samples={samples} needs temperature > 0, got {temperature}")
 
-    records = []
     problems_per_batch = max(1, rows_per_batch // samples)
-    starts = range(0, len(problems), problems_per_batch)
-    for batch_index, start in enumerate(tqdm(starts, desc="evaluate", disable=not progress)):
-        batch = problems[start : start + problems_per_batch]
+    batches = [problems[start : start + problems_per_batch] for start in range(0, len(problems), problems_per_batch)]
+    records = log.read() if log else []
+    done = len(records) // (problems_per_batch * samples) if len(records) < len(problems) * samples else len(batches)
+    if log:
+        records = records[: done * problems_per_batch * samples]  # an unfinished batch is made again
+        log.replace(records)
+    for batch_index, batch in enumerate(tqdm(batches[done:], desc="evaluate", disable=not progress), start=done):
         rollout = generate(
             model,
             tokenizer,
-            [build_prompt(tokenizer, problem.question, tags=tags, style=prompt_style) for problem in batch],
+            [
+                build_prompt(tokenizer, problem.question, tags=tags, style=prompt_style, prefill=prefill)
+                for problem in batch
+            ],
             group_size=samples,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
+            stop_tag=stop_tag,
             soft=soft,
             seed=seed + batch_index,  # one seed for all would give every batch the same random draws
         )
+        first = len(records)
         lengths = rollout.lengths.tolist()  # (B,)
         soft_steps = rollout.is_soft.sum(-1).tolist()  # (B,)
         weight_sums = (rollout.top_weight * rollout.completion_mask).sum(-1)  # (B,)
@@ -441,6 +454,7 @@ def evaluate(
         assert len(lengths) == len(batch) * samples, "generate returns group_size rows for each prompt"
         for row, text in enumerate(rollout.texts):
             problem = batch[row // samples]  # a prompt's rows stand together
+            text = prefilled(tags) * prefill + text
             records.append(
                 {
                     "question": problem.question,
@@ -454,4 +468,6 @@ def evaluate(
                     "format": format_reward(text, tags) == 1.0,
                 }
             )
+        if log:
+            log.append(*records[first:])
     return {**_summarise(records, samples, tags), "records": records}

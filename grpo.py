@@ -45,6 +45,12 @@ def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Ten
     return torch.exp(log_ratio) - log_ratio - 1
 
 
+def importance_weights(logprobs: torch.Tensor, sampled_logprobs: torch.Tensor, cap: float) -> torch.Tensor:
+    """min(p_policy / p_sampled, cap): corrects for an actor that is not quite the policy (Yao et al. 2025, truncated
+    importance sampling). logprobs: of the policy before any update; sampled_logprobs: the actor's, at sampling time."""
+    return torch.exp(logprobs - sampled_logprobs).clamp(max=cap)
+
+
 def policy_loss(
     logprobs: torch.Tensor,
     old_logprobs: torch.Tensor | None,
@@ -56,6 +62,7 @@ def policy_loss(
     clip_high: float = 0.2,
     ref_logprobs: torch.Tensor | None = None,
     beta: float = 0.0,
+    draw_weights: torch.Tensor | None = None,
     max_length: int | None = None,
     num_rows: float | None = None,
     num_tokens: float | None = None,
@@ -67,6 +74,8 @@ def policy_loss(
                   only its gradient matters
     advantages    (B,)
     mask          bool, like logprobs: which draws were the policy's own actions
+    draw_weights  like logprobs, without gradient: each draw's term of the objective (not the KL) is multiplied by its
+                  own; see importance_weights
     num_rows, num_tokens
                   totals of the whole optimizer step: rows, and positions, with a real draw. A loss is an average over
                   the step, not over this call: with these given, the losses (and stats) of micro-batches or
@@ -93,6 +102,7 @@ def policy_loss(
         logprobs, mask = logprobs.unsqueeze(-1), mask.unsqueeze(-1)
         old_logprobs = None if old_logprobs is None else old_logprobs.unsqueeze(-1)
         ref_logprobs = None if ref_logprobs is None else ref_logprobs.unsqueeze(-1)
+        draw_weights = None if draw_weights is None else draw_weights.unsqueeze(-1)
 
     positions = mask.any(dim=-1)  # (B, T)
     row_tokens = positions.sum(dim=1)  # (B,)
@@ -102,6 +112,7 @@ def policy_loss(
     # Padding may hold anything, even infinities, and 0 * inf is nan: blank it before any arithmetic.
     logprobs = logprobs.masked_fill(~mask, 0.0)
     old_logprobs = logprobs.detach() if old_logprobs is None else old_logprobs.masked_fill(~mask, 0.0)
+    draw_weights = mask.float() if draw_weights is None else draw_weights.masked_fill(~mask, 0.0)
     A = advantages.to(logprobs.dtype).view(-1, 1, 1)
 
     log_ratio = logprobs - old_logprobs  # (B, T, K)
@@ -118,10 +129,10 @@ def policy_loss(
         clipped = ((ratio < 1 - clip_low) & (A < 0)) | ((ratio > 1 + clip_high) & (A > 0))
         per_draw = -torch.min(ratio * A, torch.clamp(ratio, 1 - clip_low, 1 + clip_high) * A)
 
-    if loss_type == "gspo":  # the row has one term; give each of its tokens that term, to be averaged below
-        per_token = per_draw.squeeze(-1) * positions  # (B, T)
-    else:
-        per_token = (per_draw * mask).sum(dim=-1)  # (B, T)
+    # gspo's row has one term, (B, 1, 1); each of its tokens is given that term, to be averaged below.
+    per_token = (per_draw * draw_weights).sum(dim=-1)  # (B, T)
+    if loss_type == "gspo":
+        per_token = per_token / mask.sum(dim=-1).clamp(min=1)
 
     stats = {"clip_frac": ((clipped & mask).sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)).sum().item() / num_tokens}
     if ref_logprobs is not None:

@@ -3,13 +3,14 @@
 A hard token is a mixture of one. Everything the model reads is (draws, weights): K token ids a position and their
 weights. Normal text is K = 1, weight 1; so one embedding function and one log-prob function serve both modes.
 
-Left out on purpose: quantisation, adapters, remote code. Checkpoints are safetensors only.
+Left out on purpose: quantisation, adapters, pickled checkpoints. Code that comes with a model runs only on request.
 """
 
 import copy
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
@@ -23,15 +24,22 @@ EMBEDDED = ("tiny", "tiny_student")  # base models that come with the repo (pret
 MAX_LOGITS = 2**26
 
 
-def load(model_name: str, device: str | torch.device | None = None, dtype: torch.dtype | None = None):
+def load(
+    model_name: str,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    trust_remote_code: bool = False,
+):
     """(model, tokenizer) of a hub name, a local folder, or an embedded model ("tiny", "tiny_student").
 
     device: default cuda when there is one, else cpu. dtype: default float32, which is what learns; a copy for
     sampling can be lower (make_actor). Raises ValueError, one line, when nothing can be loaded under that name.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = _from_pretrained(AutoTokenizer, model_name)
-    model = _from_pretrained(AutoModelForCausalLM, model_name, dtype=dtype or torch.float32, use_safetensors=True)
+    options = dict(trust_remote_code=trust_remote_code)
+    tokenizer = _from_pretrained(AutoTokenizer, model_name, **options)
+    options |= dict(dtype=dtype or torch.float32, use_safetensors=True)
+    model = _from_pretrained(AutoModelForCausalLM, model_name, **options)
     for module in model.modules():  # with dropout, the policy that learns would not be the one that sampled
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -40,9 +48,9 @@ def load(model_name: str, device: str | torch.device | None = None, dtype: torch
     return model.to(device).eval(), tokenizer
 
 
-def load_config(model_name: str):
+def load_config(model_name: str, trust_remote_code: bool = False):
     """The model's configuration alone, without its weights. Raises ValueError as `load` does."""
-    return _from_pretrained(AutoConfig, model_name)
+    return _from_pretrained(AutoConfig, model_name, trust_remote_code=trust_remote_code)
 
 
 def _from_pretrained(auto_class, model_name, **options):
@@ -54,11 +62,33 @@ def _from_pretrained(auto_class, model_name, **options):
     try:
         return auto_class.from_pretrained(local if local.is_dir() else model_name, **options)
     except (OSError, ValueError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ValueError(
-            f"cannot load model {model_name!r}: give a hub name (needs the network), a local folder, "
-            f"or one of {', '.join(EMBEDDED)} ({reason})"
-        ) from error
+        raise ValueError(f"cannot load model {model_name!r}: {_why_not(error, local.is_dir())}") from error
+
+
+def _why_not(error: Exception, is_folder: bool) -> str:
+    """What went wrong and what to do, in one line. transformers wraps the hub's errors: the chain is searched."""
+    chain = [error]
+    while cause := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(cause)
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    if is_folder:
+        return reason
+    if any(isinstance(e, GatedRepoError) for e in chain):
+        return "it is gated: accept its licence on the hub, and set HF_TOKEN to a token of that account"
+    names = f"a hub name, a local folder, or one of {', '.join(EMBEDDED)}"
+    if any(isinstance(e, RepositoryNotFoundError) for e in chain):
+        return f"the hub knows no model of that name, or it is private (then set HF_TOKEN): give {names}"
+    if any(isinstance(e, ConnectionError | LocalEntryNotFoundError) for e in chain):
+        return "the hub cannot be reached and the model is not in its cache: a local folder with the files works too"
+    return f"give {names} ({reason})"
+
+
+def max_positions(config) -> int:
+    """How many tokens of prompt and completion the model reads. Attention here looks at everything before a token, so
+    a model with sliding windows is good for as many tokens as its narrowest window."""
+    windowed = "sliding_attention" in (getattr(config, "layer_types", None) or [])
+    window = config.sliding_window if windowed else None
+    return min(config.max_position_embeddings, window or config.max_position_embeddings)
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -81,6 +111,25 @@ def make_actor(policy: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     for parameter in actor.parameters():  # but no buffers: rotary frequencies in bf16 would turn late positions wrong
         parameter.data = parameter.data.to(dtype)
     return actor
+
+
+def make_reference(policy: PreTrainedModel) -> PreTrainedModel:
+    """A frozen copy of the policy, for the KL. On a GPU the matrices that autocast would cast to bf16 at every use are
+    held in bf16: a bit over half the memory, and the very same outputs, so the KL of equal models is exactly 0."""
+    reference = copy.deepcopy(policy).requires_grad_(False).eval()
+    if policy.device.type == "cuda":
+        embeddings = reference.get_input_embeddings().weight  # read in fp32 by the policy, also where the head is tied
+        for module in reference.modules():
+            if isinstance(module, torch.nn.Linear) and module.weight is not embeddings:
+                module.to(torch.bfloat16)
+    return reference
+
+
+@torch.no_grad()
+def refresh_reference(reference: PreTrainedModel, policy: PreTrainedModel, mix: float) -> None:
+    """reference = (1 - mix) reference + mix policy, in place; a mix of 1 replaces it."""
+    for old, new in zip(reference.parameters(), policy.parameters(), strict=True):
+        old.copy_(torch.lerp(old.float(), new.float(), mix))
 
 
 @torch.no_grad()

@@ -7,6 +7,8 @@ No demonstration is ever shown: what the model learns, it learns from its own sa
     python main.py                                     # a GPU: Qwen2.5-1.5B on GSM8K; none: the embedded tiny model
     python main.py --preset tiny --seed 1 --output_dir runs/seed1
     python main.py --dataset_name gsm8k --dataset_path DIR --model_name DIR
+    python main.py --doctor                            # check model, data, memory and hours before a long run
+    python main.py --eval_only --model_name runs/tiny/checkpoints/latest --eval_samples 8
     python main.py --help
 
 Read `train` first, then grpo.py (advantages and the loss) and rollout.py (sampling); settings.py holds the presets.
@@ -14,6 +16,7 @@ Left out on purpose: supervised fine-tuning before RL, learned reward models, a 
 """
 
 import dataclasses
+import json
 import math
 import sys
 import textwrap
@@ -24,6 +27,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+import doctor
 import evaluator
 import grpo
 import llms
@@ -44,30 +48,37 @@ def train(config: GRPOConfig) -> Path:
     test_problems = rldatasets.load_problems(config.dataset_name, "test", config.eval_problems, config.dataset_path)
     mode = config.rollout_mode()  # k = 1 in normal sampling
     hard_mode = dataclasses.replace(mode, k=1)  # what the figures without "soft" in their name are measured in
-    model_config = llms.load_config(config.model_name)
+    model_config = llms.load_config(config.model_name, config.trust_remote_code)
     mode.check_vocabulary(model_config.vocab_size)
-    num_tokens, positions = (
-        config.max_prompt_length + config.max_completion_length,
-        model_config.max_position_embeddings,
-    )
+    num_tokens = config.max_prompt_length + config.max_completion_length
+    positions = llms.max_positions(model_config)
     if num_tokens > positions:
         raise ValueError(f"{num_tokens} tokens of prompt and completion exceed the {positions} positions of the model")
 
     folder = checkpoint = None
     if config.resume_from_checkpoint:
         folder, checkpoint = runs.find_checkpoint(config.output_dir, config.resume_from_checkpoint)
-    policy, tokenizer = llms.load(str(checkpoint or config.model_name))
+    policy, tokenizer = llms.load(str(checkpoint or config.model_name), trust_remote_code=config.trust_remote_code)
     mode.check_reserve(tokenizer)
-    as_prompt = dict(tags=config.tags, style=config.prompt_style)
-    train_problems = rldatasets.drop_long_prompts(train_problems, tokenizer, config.max_prompt_length, **as_prompt)
-    test_problems = rldatasets.drop_long_prompts(test_problems, tokenizer, config.max_prompt_length, **as_prompt)
+    train_problems = rldatasets.drop_long_prompts(
+        train_problems, tokenizer, config.max_prompt_length, **config.prompting()
+    )
+    test_problems = rldatasets.drop_long_prompts(
+        test_problems, tokenizer, config.max_prompt_length, **config.prompting()
+    )
 
     device = policy.device
     on_gpu = device.type == "cuda"
     # fp32 weights learn, under bf16 autocast on a GPU, where a bf16 copy samples. On a CPU both are one fp32 model.
     actor = llms.make_actor(policy, torch.bfloat16 if on_gpu else torch.float32)
-    # The reference computes as the policy does, in fp32 under autocast: a KL of rounding errors would pull at nothing.
-    reference = llms.load(config.model_name, device)[0] if config.beta > 0 else None
+    reference = None
+    if config.beta > 0:
+        start = (
+            llms.load(config.model_name, device, trust_remote_code=config.trust_remote_code)[0]
+            if checkpoint
+            else policy
+        )
+        reference = llms.make_reference(start)
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if folder is None:  # only now, when nothing is left that could be refused, may an older run be replaced
@@ -82,6 +93,8 @@ def train(config: GRPOConfig) -> Path:
     if checkpoint:
         state = torch.load(checkpoint / "trainer_state.pt", weights_only=True, map_location="cpu")
         optimizer.load_state_dict(state["optimizer"])
+        if reference is not None and "reference" in state:
+            reference.load_state_dict(state["reference"])
         last_step, best = state["step"], state["best"]
         if last_step >= config.max_steps:
             raise ValueError(f"--max_steps {config.max_steps}: the checkpoint is at step {last_step} already")
@@ -98,15 +111,7 @@ def train(config: GRPOConfig) -> Path:
 
         def measure(temperature, soft):
             return evaluator.evaluate(
-                actor,
-                tokenizer,
-                test_problems,
-                temperature=temperature,
-                soft=soft,
-                seed=config.seed,
-                max_new_tokens=config.max_completion_length,
-                tags=config.tags,
-                prompt_style=config.prompt_style,
+                actor, tokenizer, test_problems, temperature=temperature, soft=soft, **config.answering()
             )
 
         sampled, greedy = measure(config.temperature, hard_mode), measure(0.0, hard_mode)
@@ -129,7 +134,7 @@ def train(config: GRPOConfig) -> Path:
     progress = tqdm(range(last_step + 1, config.max_steps + 1), initial=last_step, total=config.max_steps, unit="step")
     for step in progress:
         problems = rldatasets.problems_of_step(train_problems, step, config.problems_per_step, config.seed)
-        prompts = [rldatasets.build_prompt(tokenizer, problem.question, **as_prompt) for problem in problems]
+        prompts = [rldatasets.build_prompt(tokenizer, problem.question, **config.prompting()) for problem in problems]
         golds = [problem.answer for problem in problems for _ in range(config.group_size)]
 
         # 1. The policy writes group_size answers to each problem: B = problems x group_size rows.
@@ -141,14 +146,14 @@ def train(config: GRPOConfig) -> Path:
                 group_size=config.group_size,
                 max_new_tokens=config.max_completion_length,
                 temperature=config.temperature,
+                stop_tag=config.stop_tag(),
                 soft=mode,
                 seed=config.seed * 1_000_003 + step,
             )
 
         # 2. Rules score them, and each answer is compared with its own group.
-        scores = [
-            evaluator.score(text, gold, weights, config.tags) for text, gold in zip(rollout.texts, golds, strict=True)
-        ]
+        answers = [rldatasets.prefilled(config.tags) * config.prefill + text for text in rollout.texts]
+        scores = [evaluator.score(text, gold, weights, config.tags) for text, gold in zip(answers, golds, strict=True)]
         rewards = torch.tensor([evaluator.total(s, weights) for s in scores], device=device)  # (B,)
         advantages = grpo.compute_advantages(rewards, config.group_size, config.advantage_scale)  # (B,)
         if config.control == "shuffled_advantages":
@@ -162,9 +167,11 @@ def train(config: GRPOConfig) -> Path:
         with runs.stopwatch(device) as train_time:
             train_stats = update(policy, actor, reference, optimizer, rollout, advantages, config)
             llms.sync_actor(actor, policy)
+        if config.reference_refresh_steps and step % config.reference_refresh_steps == 0:
+            llms.refresh_reference(reference, policy, config.reference_mix)
 
         # 4. Everything about the step is written down.
-        row = {"step": step, **rollout_metrics(rollout, scores, rewards, golds, config), **train_stats}
+        row = {"step": step, **rollout_metrics(rollout, answers, scores, rewards, golds, config), **train_stats}
         row |= {"time/rollout": rollout_time(), "time/train": train_time()}
         row["tokens_per_second"] = rollout.lengths.sum().item() / (rollout_time() + train_time())
         is_last = step == config.max_steps
@@ -172,7 +179,7 @@ def train(config: GRPOConfig) -> Path:
         if saves or step % config.eval_steps == 0:
             row |= evaluate(step)
         log(row)
-        samples_log.append(*sample_records(step, prompts, golds, rollout, scores, rewards, advantages))
+        samples_log.append(*sample_records(step, prompts, golds, answers, rollout, scores, rewards, advantages))
         progress.set_postfix_str(
             f"reward {row['reward']:.2f}, accuracy {row['accuracy']:.0%}, "
             f"length {row['completion_length']:.0f}, {row['tokens_per_second']:.0f} tokens/s"
@@ -180,6 +187,8 @@ def train(config: GRPOConfig) -> Path:
         if saves:
             is_best, best = row["eval/accuracy"] > best, max(row["eval/accuracy"], best)
             state = dict(step=step, best=best, optimizer=optimizer.state_dict())
+            if config.reference_refresh_steps:
+                state["reference"] = reference.state_dict()
             runs.save_checkpoint(folder, step, policy, tokenizer, state, config.save_total_limit, is_best)
     tracker.end_training()
     summarise(folder, time.time() - started)
@@ -222,6 +231,10 @@ def update(policy, actor, reference, optimizer, rollout, advantages, config) -> 
         for micro in llms.micro_batches(rollout, rows.tolist(), config.tokens_per_micro_batch):
             with autocast:
                 logprobs = llms.completion_logprobs(policy, rollout, config.temperature, micro)  # (b, T, K)
+            draw_weights = None
+            if config.rollout_is_cap > 0:  # the actor's rounding made some draws likelier than the policy finds them
+                before_update = logprobs.detach() if old is None else old[micro]
+                draw_weights = grpo.importance_weights(before_update, rollout.logprobs[micro], config.rollout_is_cap)
             loss, loss_stats = grpo.policy_loss(
                 logprobs,
                 None if old is None else old[micro],
@@ -232,6 +245,7 @@ def update(policy, actor, reference, optimizer, rollout, advantages, config) -> 
                 clip_high=config.clip_high,
                 ref_logprobs=None if ref is None else ref[micro],
                 beta=config.beta,
+                draw_weights=draw_weights,
                 max_length=config.max_completion_length,
                 num_rows=num_rows,
                 num_tokens=num_tokens,
@@ -278,12 +292,12 @@ def lr_factor(step: int, config) -> float:
 # ---------------------------------------------------------------- data, logs, messages
 
 
-def rollout_metrics(rollout, scores, rewards, golds, config) -> dict[str, float]:
+def rollout_metrics(rollout, answers, scores, rewards, golds, config) -> dict[str, float]:
     """What to log about the samples of a step. Fractions are 0-1, lengths are tokens, entropy is nats a token."""
     correct = [
-        evaluator.accuracy_reward(text, gold, config.tags) == 1 for text, gold in zip(rollout.texts, golds, strict=True)
+        evaluator.accuracy_reward(text, gold, config.tags) == 1 for text, gold in zip(answers, golds, strict=True)
     ]
-    well_formed = [evaluator.format_reward(text, config.tags) for text in rollout.texts]
+    well_formed = [evaluator.format_reward(text, config.tags) for text in answers]
     groups = rewards.view(-1, config.group_size)
     B = len(correct)
     return {
@@ -295,19 +309,59 @@ def rollout_metrics(rollout, scores, rewards, golds, config) -> dict[str, float]
         "soft_share": rollout.is_soft[rollout.completion_mask].float().mean().item(),
         "entropy": rollout.entropy[rollout.completion_mask].mean().item(),
         "zero_std_groups": (groups == groups[:, :1]).all(dim=1).float().mean().item(),
-        **evaluator.behaviour_metrics(rollout.texts, rollout.lengths.tolist(), rollout.finish, correct),
+        **evaluator.behaviour_metrics(answers, rollout.lengths.tolist(), rollout.finish, correct),
     }
 
 
-def sample_records(step, prompts, golds, rollout, scores, rewards, advantages) -> list[dict]:
+def sample_records(step, prompts, golds, answers, rollout, scores, rewards, advantages) -> list[dict]:
     """samples.jsonl: everything a row was and got."""
     return [
         {"step": step, "split": "train", "prompt": prompts[row // (len(golds) // len(prompts))], "gold": golds[row],
-         "completion": rollout.texts[row], "finish": rollout.finish[row], "length": int(rollout.lengths[row]),
+         "completion": answers[row], "finish": rollout.finish[row], "length": int(rollout.lengths[row]),
          **{f"reward/{name}": value for name, value in scores[row].items()},
          "reward": round(rewards[row].item(), 6), "advantage": round(advantages[row].item(), 6)}
         for row in range(len(golds))
     ]  # fmt: skip
+
+
+def evaluate_only(config: GRPOConfig) -> Path:
+    """Measures a model on the test split, greedy and sampled, and prints a table; returns the folder with eval.json.
+
+    Every batch's answers are logged when they are done. Started again with the same settings, it goes on from there.
+    """
+    problems = rldatasets.load_problems(config.dataset_name, "test", config.eval_problems, config.dataset_path)
+    on_gpu = torch.cuda.is_available()
+    model, tokenizer = llms.load(
+        config.model_name, dtype=torch.bfloat16 if on_gpu else None, trust_remote_code=config.trust_remote_code
+    )
+    problems = rldatasets.drop_long_prompts(problems, tokenizer, config.max_prompt_length, **config.prompting())
+    folder = Path(config.output_dir or f"runs/eval-{Path(config.model_name).name}")
+    settings = dataclasses.asdict(config)
+    if config.overwrite_output_dir or not (folder / "args.json").exists():
+        runs.create_folder(str(folder), config.overwrite_output_dir)
+        runs.write_args(folder, settings, model.device)
+    runs.refuse_other_settings(folder, settings, may_differ=("overwrite_output_dir", "output_dir"))
+
+    table = {}
+    for name, temperature, samples in (("greedy", 0.0, 1), ("sampled", config.temperature, config.eval_samples)):
+        log = runs.JsonLines(folder / f"{name}.jsonl")
+        table[name] = evaluator.evaluate(
+            model, tokenizer, problems, samples=samples, temperature=temperature, soft=config.rollout_mode(),
+            progress=True, log=log, **config.answering(),
+        )  # fmt: skip
+        del table[name]["records"]
+    (folder / "eval.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{config.model_name} on {len(problems)} test problems, 95 % Wilson intervals:")
+    print(f"{'':8} {'accuracy':>8} {'interval':>16} {'flexible':>9} {'format':>7} {'tokens':>7} {'cut off':>8}")
+    for name, r in table.items():
+        interval = f"[{r['accuracy_low']:.1%}, {r['accuracy_high']:.1%}]"
+        print(
+            f"{name:8} {r['accuracy']:8.1%} {interval:>16} {r['accuracy_flexible']:9.1%} {r['format_rate']:7.1%} "
+            f"{r['length']:7.1f} {r['truncated_rate']:8.1%}"
+            + "".join(f"  {key} {value:.1%}" for key, value in r.items() if "@" in key)
+        )
+    print(f"In {folder}: eval.json, and every answer in greedy.jsonl and sampled.jsonl")
+    return folder
 
 
 def describe(when: str, result: dict) -> str:
@@ -336,7 +390,10 @@ def summarise(folder, seconds: float) -> None:
 
 def main() -> None:
     try:
-        train(parse_config(sys.argv[1:]))
+        config = parse_config(sys.argv[1:])
+        if config.doctor:
+            sys.exit(doctor.run(config))
+        evaluate_only(config) if config.eval_only else train(config)
     except ValueError as error:
         print(f"main.py: {error}", file=sys.stderr)
         sys.exit(2)

@@ -213,8 +213,11 @@ PLAIN_TEMPLATE = (
 PROMPT_STYLES = ("auto", "chat", "plain")
 
 
-def build_prompt(tokenizer, question: str, *, tags: str = "reasoning", style: str = "auto") -> str:
-    """The text the model continues. tags: "reasoning" | "think" names the reasoning block.
+def build_prompt(
+    tokenizer, question: str, *, tags: str = "reasoning", style: str = "auto", prefill: bool = False
+) -> str:
+    """The text the model continues. tags: "reasoning" | "think" names the reasoning block. prefill: the prompt ends in
+    `prefilled(tags)`, so that the answer begins inside the reasoning.
 
     style: "chat" uses the tokenizer's own template (instruction as system message), "plain" the R1-Zero template,
     "auto" takes chat where the tokenizer has a template.
@@ -224,12 +227,19 @@ def build_prompt(tokenizer, question: str, *, tags: str = "reasoning", style: st
     if style == "auto":
         style = "chat" if tokenizer.chat_template else "plain"
     instruction = INSTRUCTION.format(think=tags)
+    begun = prefilled(tags) if prefill else ""
     if style == "plain":
-        return (tokenizer.bos_token or "") + PLAIN_TEMPLATE.format(instruction=instruction, question=question)
+        return (tokenizer.bos_token or "") + PLAIN_TEMPLATE.format(instruction=instruction, question=question) + begun
     if not tokenizer.chat_template:
         raise ValueError("this tokenizer has no chat template: choose prompt style plain")
     messages = [{"role": "system", "content": instruction}, {"role": "user", "content": question}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + begun
+
+
+def prefilled(tags: str) -> str:
+    """The opening tag that `prefill` writes for the model. With its line break, because `>` and a line break are one
+    token of most vocabularies: after a bare `>` the model would be in a place it has hardly seen."""
+    return f"<{tags}>\n"
 
 
 def drop_long_prompts(problems: list[Problem], tokenizer, max_prompt_length: int, **prompt_options) -> list[Problem]:

@@ -188,7 +188,7 @@ def _check_arguments(model, prompt_ids, group_size, max_new_tokens, temperature)
         raise ValueError(f"group_size ({group_size}) and max_new_tokens ({max_new_tokens}) must be at least 1")
     if temperature < 0:
         raise ValueError(f"temperature {temperature} is negative: use 0 for greedy decoding, or more")
-    longest, limit = max(len(ids) for ids in prompt_ids), model.config.max_position_embeddings
+    longest, limit = max(len(ids) for ids in prompt_ids), llms.max_positions(model.config)
     if longest + max_new_tokens > limit:
         raise ValueError(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's {limit} positions"

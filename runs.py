@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 
+FILES = ("args.json", "metrics.jsonl", "samples.jsonl", "greedy.jsonl", "sampled.jsonl", "eval.json")
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 
 
@@ -31,7 +32,7 @@ def create_folder(output_dir: str, overwrite: bool = False) -> Path:
     """A writable folder for a new run. Raises ValueError when a run is in it already, or it cannot be written."""
     folder = Path(output_dir)
     try:
-        files = [folder / name for name in ("metrics.jsonl", "samples.jsonl", "args.json")]
+        files = [folder / name for name in FILES]
         if any(file.exists() for file in files):
             if not overwrite:
                 raise ValueError(
@@ -78,6 +79,17 @@ def write_args(folder: Path, config: dict, device: torch.device) -> None:
     (folder / "args.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
+def refuse_other_settings(folder: Path, config: dict, may_differ: tuple[str, ...]) -> None:
+    """Raises ValueError, naming the first of them, if the run in `folder` was made with other settings."""
+    before = json.loads((folder / "args.json").read_text(encoding="utf-8"))["config"]
+    for name, value in config.items():
+        if name not in may_differ and before.get(name) != value:
+            raise ValueError(
+                f"--{name} {value}: what is in {str(folder)!r} was made with {before.get(name)}; keep that, give "
+                "another --output_dir, or replace it with --overwrite_output_dir"
+            )
+
+
 class JsonLines:
     """An append-only log, one JSON object a line, flushed so that another program can follow it."""
 
@@ -98,10 +110,13 @@ class JsonLines:
 
     def keep_until(self, step: int) -> None:
         """Forgets the rows after `step`: a resumed run writes them again."""
-        kept = [row for row in self.read() if row["step"] <= step]
+        self.replace([row for row in self.read() if row["step"] <= step])
+
+    def replace(self, rows: list[dict]) -> None:
+        """The log then holds these rows and nothing else; it is never half-written."""
         replacement = JsonLines(self.file.with_suffix(".tmp"))
         replacement.file.unlink(missing_ok=True)
-        replacement.append(*kept)
+        replacement.append(*rows)
         os.replace(replacement.file, self.file)
 
 

@@ -52,10 +52,12 @@ class ModelAndData:
     dataset_name: str = setting("arithmetic", f"{' or '.join(rldatasets.DATASETS)}; any name when a path is given")
     dataset_path: str | None = setting(None, "JSON lines in GSM8K's shape, or a folder with train.jsonl and test.jsonl")
     max_prompt_length: int = setting(128, "problems with a longer prompt (tokens) are dropped and counted, never cut")
+    trust_remote_code: bool = setting(False, "run code that comes with the model")
     tags: str = setting("reasoning", "name of the reasoning block (think: as in R1)", tuple(evaluator.TAGS))
     prompt_style: str = setting(
         "auto", "chat: the tokenizer's template; plain: R1-Zero's, for base models", rldatasets.PROMPT_STYLES
     )
+    prefill: bool = setting(False, "write the opening tag of the reasoning for the model; graded as if it had")
 
 
 @dataclass
@@ -65,6 +67,7 @@ class Sampling:
     group_size: int = setting(8, "answers to each problem")
     max_completion_length: int = setting(72, "tokens of an answer, at most")
     temperature: float = setting(1.0, "of sampling; the loss uses the log-probs at the same temperature")
+    stop_at_answer: bool = setting(False, "</answer> ends an answer too: base models often write on after it")
 
 
 @dataclass
@@ -75,7 +78,10 @@ class Objective:
     advantage_scale: str = setting("group", "whose standard deviation divides advantages", grpo.ADVANTAGE_SCALES)
     clip_low: float = setting(0.2, "the ratio's objective is clipped below 1 - clip_low")
     clip_high: float = setting(0.2, "... and above 1 + clip_high (more than clip_low: DAPO's clip-higher)")
-    beta: float = setting(0.0, "weight of the KL to the starting model; 0 needs no reference model")
+    beta: float = setting(0.0, "weight of the KL to a reference, the starting model; 0 needs no reference")
+    reference_refresh_steps: int = setting(0, "the policy becomes the reference every N steps; 0: never")
+    reference_mix: float = setting(1.0, "... or is mixed into it with this weight")
+    rollout_is_cap: float = setting(0.0, "weight draws by min(p_policy / p_actor, this), where the two differ; 0: off")
     mask_truncated: bool = setting(False, "leave answers that hit the length limit out of the loss (not the baseline)")
     control: str = setting("none", "the same run with the signal destroyed", ("none", "shuffled_advantages"))
 
@@ -89,7 +95,7 @@ class Optimization:
     final_lr_fraction: float = setting(1.0, "linear decay to this share of the peak at the end of the run")
     updates_per_rollout: int = setting(1, "passes over each rollout; 1 with 1 minibatch is exactly on-policy")
     minibatches: int = setting(1, "optimizer steps a pass, each on an equal share of the groups")
-    tokens_per_micro_batch: int = setting(16384, "padded tokens in one forward and backward pass (memory, not results)")
+    tokens_per_micro_batch: int = setting(2048, "padded tokens in one forward and backward pass (memory, not results)")
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third more time")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
     seed: int = setting(0, "of the data order and the sampling")
@@ -107,6 +113,9 @@ class Output:
     eval_problems: int = setting(1024, "how many test problems")
     save_steps: int = setting(60, "checkpoint every N steps (also after the last)")
     save_total_limit: int = setting(2, "keep the newest N checkpoints, and latest and best")
+    doctor: bool = setting(False, "check model, data and machine, estimate memory and hours, and train nothing")
+    eval_only: bool = setting(False, "measure the model on the test split, greedy and sampled, and train nothing")
+    eval_samples: int = setting(1, "answers sampled to each problem by eval_only (pass@k and majority for more than 1)")
     report_to: str = setting("none", "a tracker, through accelerate", ("none", "tensorboard", "wandb", "trackio"))
 
 
@@ -126,7 +135,8 @@ class Soft:
 
 SECTIONS = (ModelAndData, Sampling, Soft, Objective, Optimization, Output)
 MAY_BE_ZERO = (
-    "clip_low", "clip_high", "beta", "learning_rate", "warmup_steps", "final_lr_fraction", "seed",
+    "clip_low", "clip_high", "beta", "reference_refresh_steps", "rollout_is_cap", "learning_rate", "warmup_steps",
+    "final_lr_fraction", "seed",
     "soft_thinking_temperature", "soft_thinking_cold_stop_entropy", "answer_reserve",
 )  # fmt: skip
 
@@ -139,8 +149,13 @@ class GRPOConfig(*reversed(SECTIONS)):
 
     def __post_init__(self):
         check_values(self, MAY_BE_ZERO)
-        if self.final_lr_fraction > 1:
-            raise ValueError(f"--final_lr_fraction {self.final_lr_fraction}: must be from 0 to 1")
+        for name in ("final_lr_fraction", "reference_mix"):
+            if getattr(self, name) > 1:
+                raise ValueError(f"--{name} {getattr(self, name)}: must be at most 1")
+        if self.reference_refresh_steps and self.beta == 0:
+            raise ValueError(
+                f"--reference_refresh_steps {self.reference_refresh_steps}: there is no reference at --beta 0"
+            )
         if self.group_size == 1:
             raise ValueError("--group_size 1: an answer is compared with its group, so a group needs 2 or more")
         if self.soft_thinking_sampling == "topk":
@@ -153,6 +168,24 @@ class GRPOConfig(*reversed(SECTIONS)):
                 f"--minibatches {self.minibatches}: must divide --problems_per_step {self.problems_per_step} evenly"
             )
         evaluator.parse_rewards(self.rewards)
+
+    def prompting(self) -> dict:
+        """How questions are asked: the options of rldatasets.build_prompt."""
+        return dict(tags=self.tags, style=self.prompt_style, prefill=self.prefill)
+
+    def answering(self) -> dict:
+        """How answers are sampled and graded: options of evaluator.evaluate."""
+        return dict(
+            max_new_tokens=self.max_completion_length,
+            tags=self.tags,
+            prompt_style=self.prompt_style,
+            prefill=self.prefill,
+            stop_tag=self.stop_tag(),
+            seed=self.seed,
+        )
+
+    def stop_tag(self) -> str | None:
+        return "</answer>" if self.stop_at_answer else None
 
     def rollout_mode(self) -> SoftThinking:
         """How answers are sampled in training: one draw a position, unless soft thinking is on."""
@@ -184,7 +217,22 @@ PRESETS = {
     "qwen2.5-1.5b": dict(
         model_name="Qwen/Qwen2.5-1.5B-Instruct", dataset_name="gsm8k", max_prompt_length=512, problems_per_step=16,
         group_size=16, max_completion_length=786, loss_type="grpo", advantage_scale="group", max_steps=400,
-        learning_rate=1e-6, warmup_steps=10, final_lr_fraction=1.0, minibatches=1, tokens_per_micro_batch=16384,
+        learning_rate=1e-6, warmup_steps=10, final_lr_fraction=1.0, minibatches=1, tokens_per_micro_batch=8192,
+        eval_steps=50, eval_problems=1319, save_steps=50,
+    ),
+    # The same from the base model, as R1-Zero: no chat template, no supervised fine-tuning, R1's own tags. A base model
+    # does not know when to stop, so the closing answer tag ends an answer.
+    "qwen2.5-1.5b-base": dict(
+        model_name="Qwen/Qwen2.5-1.5B", dataset_name="gsm8k", max_prompt_length=512, tags="think", prompt_style="plain",
+        stop_at_answer=True, problems_per_step=16, group_size=16, max_completion_length=786, loss_type="grpo",
+        advantage_scale="group", max_steps=400, learning_rate=1e-6, warmup_steps=10, final_lr_fraction=1.0,
+        minibatches=1, tokens_per_micro_batch=8192, eval_steps=50, eval_problems=1319, save_steps=50,
+    ),
+    # One 24 GB GPU.
+    "qwen2.5-0.5b": dict(
+        model_name="Qwen/Qwen2.5-0.5B-Instruct", dataset_name="gsm8k", max_prompt_length=512, problems_per_step=8,
+        group_size=16, max_completion_length=512, loss_type="grpo", advantage_scale="group", max_steps=400,
+        learning_rate=1e-6, warmup_steps=10, final_lr_fraction=1.0, minibatches=1, tokens_per_micro_batch=2048,
         eval_steps=50, eval_problems=1319, save_steps=50,
     ),
 }  # fmt: skip

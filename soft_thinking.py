@@ -110,8 +110,8 @@ class TagMatcher:
 
     A tag is several tokens and its ends merge with their neighbours (`.</`, `>\\n`), so ids cannot be compared. A row's
     state is the number of the tag's characters that its text ends in; len(tag) says that the newest token completed
-    the tag (and whatever else that token holds is forgotten). `next_state` (V, len(tag) + 1) holds where every token leads from every state: worked out once, and then
-    following all rows is one look-up, on any device.
+    the tag (what else that token holds is forgotten). `next_state` (V, len(tag) + 1) holds where every token leads
+    from every state: worked out once, and then following all rows is one look-up, on any device.
     """
 
     def __init__(self, tokenizer, vocab_size: int, tag: str, device: torch.device):

@@ -796,7 +796,7 @@ def scripted(monkeypatch):
     """
 
     def install(script):
-        def fake_prompt(tokenizer, question, *, tags, style):
+        def fake_prompt(tokenizer, question, *, tags, style, prefill):
             return f"{tokenizer}|{question}|{tags}|{style}"
 
         def fake_generate(model, tokenizer, prompts, *, group_size, **settings):

@@ -48,7 +48,9 @@ def test_presets_are_valid_and_every_flag_overrides_them(preset):
 
 
 def test_every_setting_is_read():
-    source = (ROOT / "main.py").read_text() + inspect.getsource(GRPOConfig.rollout_mode).replace("self.", "config.")
+    source = (ROOT / "main.py").read_text() + (ROOT / "doctor.py").read_text()
+    methods = (GRPOConfig.rollout_mode, GRPOConfig.prompting, GRPOConfig.answering, GRPOConfig.stop_tag)
+    source += "".join(inspect.getsource(method) for method in methods).replace("self.", "config.")
     for f in dataclasses.fields(GRPOConfig):
         assert re.search(rf"\bconfig\.{f.name}\b", source), f"{f.name} is parsed and never used"
 
