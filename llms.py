@@ -15,6 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+from attention import Packed, read
+
 logging.disable_progress_bar()  # of loading weights: a line per model says nothing here
 
 EMBEDDED = ("tiny", "tiny_student")  # base models that come with the repo (pretrain_tiny.py made them)
@@ -164,40 +166,38 @@ def completion_hidden(model: PreTrainedModel, rollout, rows: torch.Tensor):
     """The hidden states that predict the completions' positions, of all `rows` one after another.
 
     -> hidden (N, H), row (N,), position (N,): hidden[i] goes to the head to predict position[i] of rows[row[i]].
-
-    Prompt and completion stand side by side and the padding is on the right, where causal attention never looks: no
-    mask, and a row in a batch gets what it would get alone.
+    Prompts are computed once for all their rows (attention.Packed).
     """
-    device, K, B = rollout.draws.device, rollout.draws.shape[-1], len(rows)
-    prompt_length = torch.tensor([len(rollout.prompt_ids[row]) for row in rows.tolist()], device=device)  # (B,)
+    device = rollout.draws.device
     mask = rollout.completion_mask[rows]  # (B, T)
-    length = mask.sum(dim=1)  # (B,)
     row, position = mask.nonzero(as_tuple=True)  # (N,) each: the completion's tokens, one by one
-    column = prompt_length[row] + position  # where each stands in its sequence
-
-    L = int((prompt_length + length).max())
-    draws = torch.zeros(B, L, K, dtype=torch.long, device=device)
-    weights = torch.zeros(B, L, K, device=device)
-    for b, index in enumerate(rows.tolist()):
-        draws[b, : prompt_length[b], 0] = rollout.prompt_ids[index]
-        weights[b, : prompt_length[b], 0] = 1.0
-    draws[row, column] = rollout.draws[rows][row, position]
-    weights[row, column] = rollout.weights[rows][row, position]
-
-    # The last token of a row is predicted, never read. (A plain base model call: the head runs where it is needed.)
-    inputs = embed_mixture(model, draws, weights)[:, : L - 1]  # (B, L - 1, H)
-    hidden = model.base_model(inputs_embeds=inputs, use_cache=False).last_hidden_state
-    return hidden[row, column - 1], row, position
+    lengths = mask.sum(dim=1)
+    packed = Packed([rollout.prompt_ids[i] for i in rows.tolist()], lengths.tolist(), device)
+    fed = position < lengths[row] - 1
+    draws, weights = (x[rows[row[fed]], position[fed]] for x in (rollout.draws, rollout.weights))  # (N - B, K)
+    prompts = packed.prompt_tokens[:, None]
+    inputs = torch.cat([
+        embed_mixture(model, prompts, torch.ones_like(prompts, dtype=weights.dtype)),
+        embed_mixture(model, draws, weights),
+    ])  # fmt: skip
+    hidden = read(model, inputs[None], packed.positions, packed)[0]  # (tokens, H)
+    return hidden[packed.predicts], row, position
 
 
 def micro_batches(rollout, rows, token_budget: int) -> list[list[int]]:
-    """Splits rows into batches of at most `token_budget` padded tokens (one row at least), similar lengths together."""
-    length = {row: len(rollout.prompt_ids[row]) + int(rollout.lengths[row]) for row in rows}
+    """Splits rows into batches of at most `token_budget` tokens (one row at least). Rows of one prompt stay together,
+    where its tokens count once; a group over the budget is cut."""
+    lengths = rollout.lengths.tolist()
     batches: list[list[int]] = []
-    for row in sorted(rows, key=length.get, reverse=True):  # longest first: a batch is as wide as its first row
-        if not batches or (len(batches[-1]) + 1) * length[batches[-1][0]] > token_budget:
+    tokens, last = 0, None
+    for row in rows:
+        prompt = rollout.prompt_ids[row]
+        added = lengths[row] + (0 if prompt is last else len(prompt))
+        if not batches or tokens + added > token_budget:
             batches.append([])
+            tokens, added = 0, lengths[row] + len(prompt)
         batches[-1].append(row)
+        tokens, last = tokens + added, prompt
     return batches
 
 

@@ -9,8 +9,8 @@ The idea, on one page:
   3. Finished rows leave. The last live rows move into their places, so that the batch stays dense and shrinks.
   4. What was drawn, with its log-prob and entropy, is written at (row, step) of the result.
 
-Keys and values live in one preallocated block per layer. All rows write the same column at a step; rows with a
-short prompt have a hole between prompt and completion, which a mask hides and which position ids do not count.
+Keys and values are kept in preallocated blocks (kv_cache.py). On a CPU the step runs as it is written; on a GPU it is
+recorded once as CUDA graphs and replayed (GraphDecoder).
 
 Left out on purpose: beam search, top-k and top-p, paged caches, speculative decoding.
 
@@ -20,13 +20,15 @@ Left out on purpose: beam search, top-k and top-p, paged caches, speculative dec
 import argparse
 import contextlib
 import sys
+import weakref
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import llms
+from attention import has_flash, read
+from kv_cache import DenseKVCache, FlatKVCache
 from soft_thinking import Director, SoftThinking, TagMatcher, heaviest_draw, mixture_weights
 
 
@@ -35,7 +37,7 @@ class Rollout:
     """What one call of `generate` saw, did and knew. B = prompts x group_size rows, a group's rows side by side;
     T = longest completion; K = draws per position (1 in normal sampling)."""
 
-    prompt_ids: list[torch.Tensor]  # B 1-D long tensors, unpadded: the prompt as the model saw it
+    prompt_ids: list[torch.Tensor]  # B 1-D long tensors on the CPU, one object a group: the prompt as the model saw it
     draws: torch.Tensor  # (B, T, K) long: ids drawn at each position; column 0 is the token on a hard position
     weights: torch.Tensor  # (B, T, K) float: their weights, summing to 1; a hard position has 1, 0, 0...
     draw_mask: torch.Tensor  # (B, T, K) bool: which draws are real actions (not padding, nor after the end)
@@ -86,62 +88,108 @@ def generate(
     soft = soft or SoftThinking(k=1)
     soft.check_vocabulary(model.config.vocab_size)
     soft.check_budget(max_new_tokens)
-    device = model.device
-    stops = torch.tensor(llms.stop_ids(model, tokenizer) if stop_ids is None else stop_ids, device=device)
-    B, T, K = len(prompts) * group_size, max_new_tokens, soft.k
-    # All randomness is drawn at the start, on the CPU: it is the same on every device, and whoever leaves the batch
-    # early takes no numbers from the others.
-    generator = torch.Generator().manual_seed(torch.seed() if seed is None else seed)
-    uniform = torch.rand(B, T, K, generator=generator).to(device)
-    row_prompts = [prompt for prompt in prompts for _ in range(group_size)]
-    director = Director(soft, tokenizer, model.config.vocab_size, stops, row_prompts, T)
-    record = {  # what becomes the Rollout
-        "draws": torch.zeros(B, T, K, dtype=torch.long, device=device),
-        "weights": torch.zeros(B, T, K, device=device),
-        "draw_mask": torch.zeros(B, T, K, dtype=torch.bool, device=device),
-        "logprobs": torch.zeros(B, T, K, device=device),
-        "trace_ids": torch.zeros(B, T, dtype=torch.long, device=device),
-        "is_soft": torch.zeros(B, T, dtype=torch.bool, device=device),
-        "entropy": torch.zeros(B, T, device=device),
-        "ended": torch.zeros(B, T, dtype=torch.bool, device=device),
-    }
-    matcher = TagMatcher(tokenizer, model.config.vocab_size, stop_tag, device) if stop_tag else None
-    tag_state = torch.zeros(B, dtype=torch.long, device=device)
+    stop_ids = llms.stop_ids(model, tokenizer) if stop_ids is None else stop_ids
+    num_rows, num_tokens = len(prompts) * group_size, max(map(len, prompt_ids)) + max_new_tokens
+    settings = (soft, temperature, tuple(stop_ids), stop_tag, max_new_tokens)
+    with _evaluating(model):
+        decoder = decoder_for(model, tokenizer, settings, num_rows, num_tokens)
+        rows = decoder.start(prompts, prompt_ids, group_size, seed)
+        for t in range(1, max_new_tokens):
+            if t % decoder.look_every == 0:
+                rows = decoder.drop_finished(rows)
+                if len(rows) == 0:
+                    break
+            decoder.step(rows, t)
+    return _to_rollout(tokenizer, prompt_ids, group_size, decoder.record, stop_ids)
 
-    with _decoding(model):
-        cache, hidden = _prefill(model, prompt_ids, group_size, T)
-        prompt_length = torch.tensor([len(ids) for ids in prompt_ids], device=device).repeat_interleave(group_size)
-        rows = torch.arange(B, device=device)  # which row of the result each live slot works on
-        for t in range(T):
-            logprobs = torch.log_softmax(_logits(model, hidden) / (temperature or 1.0), dim=-1)  # (n, V)
-            probs = logprobs.exp()
-            entropy = torch.special.entr(probs).sum(dim=-1)  # (n,)
-            is_soft, forced = director.decide(rows, probs.argmax(dim=-1), entropy, t)
-            draws = draw(probs, uniform[rows, t], greedy=temperature == 0, topk=soft.sampling == "topk")  # (n, K)
-            step = resolve(draws, logprobs, is_soft, forced, soft) | {"is_soft": is_soft, "entropy": entropy}
-            director.observe(rows, step["trace_ids"])
-            step["ended"] = torch.isin(step["trace_ids"], stops)  # (n,)
-            if matcher:
-                tag_state[rows] = matcher.step(step["trace_ids"], tag_state[rows])
-                step["ended"] |= tag_state[rows] == matcher.found
-            for name, column in record.items():
-                column[rows, t] = step[name]
 
-            live = ~step["ended"]
-            if t == T - 1 or not live.any():
-                break
-            draws, weights = step["draws"], step["weights"]
-            if not live.all():
-                keep = cache.drop_rows(live)
-                rows, draws, weights = rows[keep], draws[keep], weights[keep]
-            hidden = model.base_model(
-                inputs_embeds=llms.embed_mixture(model, draws, weights).unsqueeze(1),  # (n, 1, H)
-                position_ids=(prompt_length[rows] + t)[:, None],
-                attention_mask=cache.next_mask(),
-                past_key_values=cache,
-            ).last_hidden_state[:, -1]  # (n, H)
+class Decoder:
+    """Rows that are being written: all that is known of them, and the step that takes them one token further.
 
-    return _to_rollout(tokenizer, prompt_ids, group_size, record, stops)
+    What a step draws is written into `record`, at (row, t), and the next step reads it there.
+    """
+
+    look_every = 1  # steps between two looks at which rows have finished
+
+    def __init__(self, model, tokenizer, settings, max_rows: int, max_tokens: int):
+        self.model, self.tokenizer = model, tokenizer
+        self.soft, self.temperature, stop_ids, stop_tag, T = settings
+        B, K, V, device = max_rows, self.soft.k, model.config.vocab_size, model.device
+        self.max_rows, self.max_tokens = max_rows, max_tokens
+        self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=device)
+        self.uniform = torch.zeros(B, T, K, device=device)
+        self.prompt_length = torch.ones(B, dtype=torch.long, device=device)
+        self.director = Director(self.soft, tokenizer, V, self.stop_ids, B, T)
+        self.matcher = TagMatcher(tokenizer, V, stop_tag, device) if stop_tag else None
+        self.tag_state = torch.zeros(B, dtype=torch.long, device=device)
+        self.finished = torch.zeros(B, dtype=torch.bool, device=device)
+        self.record = {  # what becomes the Rollout
+            "draws": torch.zeros(B, T, K, dtype=torch.long, device=device),
+            "weights": torch.zeros(B, T, K, device=device),
+            "draw_mask": torch.zeros(B, T, K, dtype=torch.bool, device=device),
+            "logprobs": torch.zeros(B, T, K, device=device),
+            "trace_ids": torch.zeros(B, T, dtype=torch.long, device=device),
+            "is_soft": torch.zeros(B, T, dtype=torch.bool, device=device),
+            "entropy": torch.zeros(B, T, device=device),
+            "ended": torch.zeros(B, T, dtype=torch.bool, device=device),
+        }
+
+    def start(self, prompts, prompt_ids, group_size: int, seed: int | None) -> torch.Tensor:
+        """Reads the prompts and draws every row's first token. Returns the rows, (B,) ids."""
+        device, B = self.model.device, len(prompts) * group_size
+        for state in (self.tag_state, self.finished, *self.record.values()):
+            state.zero_()
+        self.director.begin([prompt for prompt in prompts for _ in range(group_size)])
+        lengths = torch.tensor([len(ids) for ids in prompt_ids], device=device)  # (P,)
+        self.prompt_length[:B] = lengths.repeat_interleave(group_size)
+        # All randomness is drawn now, on the CPU: it is the same on every device, and whoever leaves the batch early
+        # takes no numbers from the others.
+        generator = torch.Generator().manual_seed(torch.seed() if seed is None else seed)
+        self.uniform[:B] = torch.rand(B, *self.uniform.shape[1:], generator=generator).to(device)
+
+        padded = torch.nn.utils.rnn.pad_sequence(prompt_ids, batch_first=True).to(device)  # (P, longest)
+        self.cache = self.new_cache(lengths, group_size)
+        inputs = llms.embed_mixture(self.model, padded[..., None], torch.ones_like(padded[..., None]))
+        positions = torch.arange(padded.shape[1], device=device)[None]
+        hidden = read(self.model, inputs, positions, self.cache)  # (P, longest, H)
+        last = hidden[torch.arange(len(lengths), device=device), lengths - 1]  # (P, H)
+        rows = torch.arange(B, device=device)
+        self.choose(rows, last.repeat_interleave(group_size, dim=0), 0)
+        return rows
+
+    def new_cache(self, prompt_lengths, group_size):
+        return DenseKVCache(prompt_lengths, group_size, self.uniform.shape[1])
+
+    def step(self, rows: torch.Tensor, t: int | torch.Tensor) -> None:
+        """Feeds what the rows (n,) drew at t - 1 and draws their tokens at t."""
+        position = self.prompt_length[rows] + (t - 1)  # (n,)
+        self.cache.next_token(rows, position)
+        draws, weights = self.record["draws"][rows, t - 1], self.record["weights"][rows, t - 1]  # (n, K)
+        inputs = llms.embed_mixture(self.model, draws, weights)[:, None]  # (n, 1, H)
+        hidden = read(self.model, inputs, position[:, None], self.cache)
+        self.choose(rows, hidden[:, 0], t)
+
+    def choose(self, rows: torch.Tensor, hidden: torch.Tensor, t: int | torch.Tensor) -> None:
+        """From the hidden states (n, H) to tokens: draws them and writes down all there is to know about it."""
+        logits = self.model.get_output_embeddings()(hidden).float()  # (n, V), fp32 before any softmax
+        logprobs = torch.log_softmax(logits / (self.temperature or 1.0), dim=-1)
+        probs = logprobs.exp()
+        entropy = torch.special.entr(probs).sum(dim=-1)  # (n,)
+        is_soft, forced = self.director.decide(rows, probs, entropy, t)
+        draws = draw(probs, self.uniform[rows, t], self.temperature == 0, self.soft.sampling == "topk")  # (n, K)
+        step = resolve(draws, logprobs, is_soft, forced, self.soft) | {"is_soft": is_soft, "entropy": entropy}
+        self.director.observe(rows, step["trace_ids"])
+        step["ended"] = (step["trace_ids"][:, None] == self.stop_ids).any(dim=-1)  # (n,)
+        if self.matcher:
+            self.tag_state[rows] = self.matcher.step(step["trace_ids"], self.tag_state[rows])
+            step["ended"] |= self.tag_state[rows] == self.matcher.found
+        self.finished[rows] |= step["ended"]
+        for name, column in self.record.items():
+            column[rows, t] = step[name]
+
+    def drop_finished(self, rows: torch.Tensor) -> torch.Tensor:
+        live = ~self.finished[rows]
+        return rows if live.all() else self.cache.keep(rows, live)
 
 
 def draw(probs: torch.Tensor, uniform: torch.Tensor, greedy: bool = False, topk: bool = False) -> torch.Tensor:
@@ -195,129 +243,115 @@ def _check_arguments(model, prompt_ids, group_size, max_new_tokens, temperature)
         )
 
 
-# ---------------------------------------------------------------- model calls
-
-
 @contextlib.contextmanager
-def _decoding(model: PreTrainedModel):
-    """Evaluation mode (training mode with checkpointing drops the cache silently) and our attention; both restored."""
-    was_training, attention = model.training, model.config._attn_implementation
+def _evaluating(model: PreTrainedModel):
+    """Evaluation mode: training mode with gradient checkpointing would compute, and keep, other things."""
+    was_training = model.training
     model.eval()
-    model.config._attn_implementation = "grouped"
     try:
         yield
     finally:
         model.train(was_training)
-        model.config._attn_implementation = attention
 
 
-def _prefill(model, prompt_ids, group_size, max_new_tokens):
-    """Reads every prompt once -> the cache for all rows, and the hidden state (B, H) that predicts the first token."""
-    lengths = torch.tensor([len(ids) for ids in prompt_ids], device=model.device)  # (P,)
-    padded = torch.nn.utils.rnn.pad_sequence(prompt_ids, batch_first=True).to(model.device)  # (P, longest)
-    cache = KVCache(lengths, group_size, max_new_tokens)
-    inputs = llms.embed_mixture(model, padded[..., None], torch.ones_like(padded[..., None]))
-    hidden = model.base_model(
-        inputs_embeds=inputs, past_key_values=cache, position_ids=_positions(padded)
-    ).last_hidden_state
-    last = hidden[torch.arange(len(lengths), device=model.device), lengths - 1]  # (P, H)
-    return cache, last.repeat_interleave(group_size, dim=0)
+# ---------------------------------------------------------------- CUDA graphs
 
 
-def _positions(ids):
-    return torch.arange(ids.shape[1], device=ids.device).unsqueeze(0)
+class GraphDecoder(Decoder):
+    """The same step, recorded once as CUDA graphs and replayed.
 
+    Launched from Python, a step of a 28-layer model is about a thousand small kernels, and the GPU waits for every
+    launch. A graph launches them all at once; but it replays the very same kernels on the very same addresses. So
+    everything that changes from step to step lives in tensors (t too), everything that changes from call to call is
+    copied into them, and there is one graph for each of a few batch sizes. A batch that has shrunk in between is
+    filled up with finished rows: they go on writing past their end, where nobody looks.
 
-def _logits(model, hidden):
-    return model.get_output_embeddings()(hidden).float()  # (n, V), fp32 before any softmax
-
-
-class KVCache:
-    """Keys and values of all live rows: per layer one block (B, kv_heads, longest prompt + max_new_tokens, head_dim).
-
-    transformers' attention modules call `update`; the rest is for the loop above.
+    New weights need no new graph, as long as they are copied in place (llms.sync_actor).
     """
 
-    def __init__(self, prompt_lengths: torch.Tensor, group_size: int, max_new_tokens: int):
-        self.group_size = group_size
-        self.num_rows = len(prompt_lengths) * group_size
-        self.width = int(prompt_lengths.max())  # columns filled so far
-        self.capacity = self.width + max_new_tokens
-        self.blocks: list[tuple[torch.Tensor, torch.Tensor]] = []
-        # (B, 1, 1, capacity) bool: which columns a row may look at. Holes after short prompts are never among them.
-        column = torch.arange(self.capacity, device=prompt_lengths.device)
-        visible = (column < prompt_lengths[:, None]) | (column >= self.width)
-        self.visible = visible.repeat_interleave(group_size, dim=0)[:, None, None, :]
+    look_every = 16  # a look has to wait for the GPU
 
-    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_):
-        """Stores the newest keys and values of a layer, returns all that its queries attend to."""
-        if layer == len(self.blocks):  # prefill: (P, kv_heads, longest prompt, head_dim), to be shared by the group
-            self.blocks.append((self._to_rows(keys), self._to_rows(values)))
-            return keys, values
-        for block, new in zip(self.blocks[layer], (keys, values), strict=True):
-            block[: self.num_rows, :, self.width - 1 : self.width] = new
-        return tuple(block[: self.num_rows, :, : self.width] for block in self.blocks[layer])
+    def __init__(self, model, tokenizer, settings, max_rows, max_tokens):
+        super().__init__(model, tokenizer, settings, max_rows, max_tokens)
+        device, dtype = model.device, next(model.parameters()).dtype
+        self.cache = FlatKVCache(model.config, max_rows, max_tokens, device, dtype)
+        self.t = torch.ones((), dtype=torch.long, device=device)
+        self.rows, self.graphs = {}, {}
+        sizes = [max_rows] + [2**i for i in range(3, 20) if 2**i < max_rows]
+        for size in sorted(sizes, reverse=True):  # the largest first: the others fit into the memory it took
+            self.rows[size] = torch.arange(size, device=device)
+            self.graphs[size] = self.record_step(size)
 
-    def _to_rows(self, prompt: torch.Tensor) -> torch.Tensor:
-        _, heads, width, dim = prompt.shape
-        block = prompt.new_empty(self.num_rows, heads, self.capacity, dim)
-        block[:, :, :width] = prompt.repeat_interleave(self.group_size, dim=0)
-        return block
+    def record_step(self, size: int):
+        def step():
+            Decoder.step(self, self.rows[size], self.t)
+            self.t += 1
 
-    def next_mask(self) -> torch.Tensor:
-        """Opens the next column -> (n, 1, 1, columns) bool, what the coming step's queries may see."""
-        self.width += 1
-        return self.visible[: self.num_rows, ..., : self.width]
+        self.t.fill_(1)
+        side = torch.cuda.Stream()  # as torch asks for: what a first call allocates or picks must not be recorded
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(2):
+                step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        pool = next(iter(self.graphs.values())).pool() if self.graphs else None
+        with torch.cuda.graph(graph, pool=pool):
+            step()
+        return graph
 
-    def drop_rows(self, live: torch.Tensor) -> torch.Tensor:
-        """Finished rows leave; the last live ones move into their places. live: (n,) bool -> the order (n',) of the
-        old slots in the new batch. Only rows that move are copied."""
-        num_live = int(live.sum())
-        vacated = (~live[:num_live]).nonzero().squeeze(-1)
-        movers = live[num_live:].nonzero().squeeze(-1) + num_live
-        for tensor in [self.visible] + [block[:, :, : self.width] for pair in self.blocks for block in pair]:
-            tensor[vacated] = tensor[movers]
-        order = torch.arange(num_live, device=live.device)
-        order[vacated] = movers
-        self.num_rows = num_live
-        return order
+    def new_cache(self, prompt_lengths, group_size):
+        self.cache.begin(prompt_lengths, group_size)
+        self.t.fill_(1)
+        return self.cache
 
-
-def grouped_attention(module, query, key, value, attention_mask, scaling, **_):
-    """Attention for the two cases of this file. query: (n, heads, q, d), key and value: (n, kv_heads, columns, d).
-
-    Prefill (no mask): causal. Decode (q = 1): the query heads that share a key head become its queries, so that the
-    keys are read once instead of being expanded to every query head.
-    """
-    if attention_mask is None:
-        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
-    else:
-        shared = query.view(query.shape[0], key.shape[1], -1, query.shape[-1])
-        out = F.scaled_dot_product_attention(shared, key, value, attn_mask=attention_mask, scale=scaling)
-        out = out.view_as(query)
-    return out.transpose(1, 2), None
+    def step(self, rows, t):
+        size = min(size for size in self.graphs if size >= len(rows))
+        if t == 1 or t % self.look_every == 0:  # else the rows are still those of the last step
+            others = torch.ones(self.max_rows, dtype=torch.bool, device=rows.device).index_fill_(0, rows, False)
+            fillers = others.nonzero().squeeze(-1)[: size - len(rows)]
+            self.rows[size].copy_(torch.cat([rows, fillers]))
+        self.graphs[size].replay()
 
 
-# transformers builds no mask of its own for an attention it does not know
-AttentionInterface.register("grouped", grouped_attention)
+_graph_decoders: "weakref.WeakKeyDictionary[PreTrainedModel, GraphDecoder]" = weakref.WeakKeyDictionary()
+
+
+def decoder_for(model, tokenizer, settings, num_rows: int, num_tokens: int) -> Decoder:
+    """A new Decoder; on CUDA in 16 bits, the model's newest GraphDecoder again if its settings and sizes will do."""
+    if not has_flash(next(model.parameters())):
+        return Decoder(model, tokenizer, settings, num_rows, num_tokens)
+    known = _graph_decoders.pop(model, None)
+    fits = (
+        known and known.key == (tokenizer, settings) and known.max_rows >= num_rows and known.max_tokens >= num_tokens
+    )
+    if not fits:
+        del known  # its memory first
+        known = GraphDecoder(model, tokenizer, settings, num_rows, -(-num_tokens // 256) * 256)
+        known.key = (tokenizer, settings)
+    _graph_decoders[model] = known
+    return known
 
 
 # ---------------------------------------------------------------- the result
 
 
-def _to_rollout(tokenizer, prompt_ids, group_size, record, stops) -> Rollout:
-    ended = record.pop("ended")  # (B, max_new_tokens)
+def _to_rollout(tokenizer, prompt_ids, group_size, record, stop_ids) -> Rollout:
+    B = len(prompt_ids) * group_size
+    ended = record["ended"][:B]  # (B, max_new_tokens)
     # A row's tokens are those before which it had not ended. Columns past the last row's end are cut off.
     completion_mask = ended.cumsum(dim=1) - ended.long() == 0
     lengths = completion_mask.sum(dim=1)
     T = int(lengths.max())
-    record = {name: column[:, :T] for name, column in record.items()}
+    completion_mask = completion_mask[:, :T]
+    record = {name: column[:B, :T].clone() for name, column in record.items() if name != "ended"}
+    for column in record.values():  # a finished row may have gone on for a few steps
+        column[~completion_mask] = 0
     traces = [ids[:n] for ids, n in zip(record["trace_ids"].tolist(), lengths.tolist(), strict=True)]
-    stop_ids = set(stops.tolist())
     return Rollout(
         **record,
-        prompt_ids=[ids.to(stops.device) for ids in prompt_ids for _ in range(group_size)],
-        completion_mask=completion_mask[:, :T],
+        prompt_ids=[ids for ids in prompt_ids for _ in range(group_size)],
+        completion_mask=completion_mask,
         finish=["stop" if row_ended else "length" for row_ended in ended.any(dim=1).tolist()],
         texts=tokenizer.batch_decode(
             [ids[:-1] if ids[-1] in stop_ids else ids for ids in traces], skip_special_tokens=True

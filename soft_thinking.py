@@ -161,20 +161,21 @@ WAITING, THINKING, CLOSED = range(3)  # before the reasoning, in it, past it
 class Director:
     """Decides, step by step and for all rows at once, who thinks softly and who is made to close the reasoning.
 
-    prompts: B texts, a row each. Everything a row's decisions depend on is a tensor (B,).
+    Everything that a row's decisions depend on is at its place in a tensor (B,). `begin` comes first.
     """
 
-    def __init__(self, settings: SoftThinking, tokenizer, vocab_size, stop_ids: torch.Tensor, prompts, max_new_tokens):
+    def __init__(self, settings, tokenizer, vocab_size, stop_ids: torch.Tensor, num_rows: int, max_new_tokens: int):
         self.settings, self.stop_ids, self.max_new_tokens = settings, stop_ids, max_new_tokens
         # With one draw a position and nothing to force there is nothing to decide, and no text needs watching.
         self.idle = settings.k == 1 and settings.answer_reserve == 0 and settings.cold_stop_entropy == 0
         if self.idle:
             return
-        device, open_tag, close_tag = stop_ids.device, f"<{settings.tags}>", f"</{settings.tags}>"
-        self.matchers = [TagMatcher(tokenizer, vocab_size, tag, device) for tag in (open_tag, close_tag, "<answer>")]
-        self.states = torch.zeros(len(prompts), 3, dtype=torch.long, device=device)  # of the three matchers
-        thinking = [settings.start == "immediately" or prompt.rstrip().endswith(open_tag) for prompt in prompts]
-        self.phase = torch.where(torch.tensor(thinking, device=device), THINKING, WAITING)
+        device, close_tag = stop_ids.device, f"</{settings.tags}>"
+        self.open_tag = f"<{settings.tags}>"
+        tags = (self.open_tag, close_tag, "<answer>")
+        self.matchers = [TagMatcher(tokenizer, vocab_size, tag, device) for tag in tags]
+        self.states = torch.zeros(num_rows, 3, dtype=torch.long, device=device)  # of the three matchers
+        self.phase = torch.zeros(num_rows, dtype=torch.long, device=device)
         self.cold_steps = torch.zeros_like(self.phase)  # soft steps in a row at low entropy
         # What is fed to close the reasoning: what is missing of the tag, which may be half-written, and the answer's
         # opening tag. One line of ids for each length of the half; -1 ends it.
@@ -185,23 +186,33 @@ class Director:
         self.line = torch.zeros_like(self.phase)  # which of them a row is fed,
         self.place = torch.full_like(self.phase, -1)  # ... and how far it is; -1, where the line's end is, for none
 
-    def decide(self, rows: torch.Tensor, likeliest: torch.Tensor, entropy: torch.Tensor, step: int):
+    def begin(self, prompts: list[str]) -> None:
+        """New rows, one for each prompt (B or fewer)."""
+        if self.idle:
+            return
+        at_once = self.settings.start == "immediately"
+        phases = [THINKING if at_once or prompt.rstrip().endswith(self.open_tag) else WAITING for prompt in prompts]
+        self.phase[: len(phases)] = torch.tensor(phases).to(self.phase.device)
+        for state in (self.states, self.cold_steps, self.line):
+            state.zero_()
+        self.place.fill_(-1)
+
+    def decide(self, rows: torch.Tensor, probs: torch.Tensor, entropy: torch.Tensor, step: int | torch.Tensor):
         """(is_soft (n,) bool, forced (n,) long: an id to feed, or -1) for this step.
 
-        rows: (n,) indices of the live rows; likeliest: (n,) their most probable token; entropy: (n,) nats.
+        rows: (n,) indices of the live rows; probs: (n, V) their next tokens'; entropy: (n,) nats.
         """
         if self.idle:
             return torch.zeros_like(rows, dtype=torch.bool), torch.full_like(rows, -1)
         settings, phase = self.settings, self.phase[rows]
-        begun = self.states[rows, 1]
+        begun, likeliest = self.states[rows, 1], probs.argmax(dim=-1)
         # A step is hard where the likeliest token would stop the row, or begin, continue or complete the closing tag.
-        may_end = torch.isin(likeliest, self.stop_ids) | (self.matchers[1].step(likeliest, begun) >= 2)
+        stops = (likeliest[:, None] == self.stop_ids).any(dim=-1)
+        may_end = stops | (self.matchers[1].step(likeliest, begun) >= 2)
         soft = (phase == THINKING) & ~may_end if settings.k > 1 else torch.zeros_like(may_end)
         cold_steps = torch.where(soft & (entropy < settings.cold_stop_entropy), self.cold_steps[rows] + 1, 0)
-        must_close = cold_steps >= settings.cold_stop_steps
-        if self.max_new_tokens - step <= settings.answer_reserve:
-            must_close = torch.ones_like(must_close)
-        must_close &= phase != CLOSED
+        out_of_tokens = self.max_new_tokens - step <= settings.answer_reserve
+        must_close = (phase != CLOSED) & ((cold_steps >= settings.cold_stop_steps) | out_of_tokens)
         line = torch.where(must_close, begun, self.line[rows])
         place = torch.where(must_close, 0, self.place[rows])
         forced = self.closing[line, place]  # (n,)

@@ -5,10 +5,13 @@ import resource
 
 import pytest
 import torch
+from naive_flash import naive_flash
 from random_models import PROMPTS, ROOT, random_model
 
+import attention
 import llms
 from rollout import Rollout, generate
+from soft_thinking import SoftThinking
 
 
 def naive_logprobs(model, rollout, row, temperature):
@@ -241,3 +244,72 @@ def test_the_configuration_loads_without_the_weights():
 def test_shipped_models_are_small():
     for name, limit in (("tiny", 3.6e6), ("tiny_student", 1.1e6)):
         assert (ROOT / name / "model.safetensors").stat().st_size < limit
+
+
+# ---------------------------------------------------------------- prompts computed once
+
+
+def plain_logprobs(model, rollout, row):
+    """One row alone, its prompt in front, embeddings mixed by hand, the whole head at every position."""
+    ids = rollout.prompt_ids[row]
+    n = int(rollout.lengths[row])
+    E = model.get_input_embeddings().weight
+    mixed = torch.stack([(rollout.weights[row, t, :, None] * E[rollout.draws[row, t]]).sum(dim=0) for t in range(n)])
+    inputs = torch.cat([E[ids], mixed])[None]
+    logits = model(inputs_embeds=inputs, use_cache=False).logits[0, len(ids) - 1 : -1].float()
+    return torch.log_softmax(logits, dim=-1).gather(1, rollout.draws[row, :n])  # (n, K)
+
+
+SOFT = SoftThinking(k=3, start="immediately", weighting="prob")
+
+
+@pytest.mark.parametrize("soft", [None, SOFT], ids=["hard", "soft"])
+def test_log_probs_and_gradients_equal_those_of_every_row_alone(model, tokenizer, soft):
+    """Also for rows in any order, cut groups, equal prompts of different groups, and rows of one token."""
+    prompts = [*PROMPTS, PROMPTS[0]]
+    options = dict(max_new_tokens=12, seed=1, soft=soft, stop_ids=list(range(0, 512, 5)))
+    rollout = generate(model, tokenizer, prompts, group_size=4, **options)
+    assert rollout.lengths.min() == 1 or soft, "a row of one token feeds nothing"
+    generator = torch.Generator().manual_seed(0)
+    for rows in (list(range(20)), torch.randperm(20, generator=generator)[:7].tolist(), [3]):
+        coefficients = torch.randn(rollout.logprobs.shape, generator=generator) * rollout.draw_mask
+        model.zero_grad()
+        expected = {row: plain_logprobs(model, rollout, row) for row in rows}
+        sum((coefficients[row, : len(lp)] * lp).sum() for row, lp in expected.items()).backward()
+        gradients = [p.grad.clone() for p in model.parameters()]
+        model.zero_grad()
+        logprobs = llms.completion_logprobs(model, rollout, rows=rows)
+        (logprobs * coefficients[rows]).sum().backward()
+        for i, row in enumerate(rows):
+            mask = rollout.draw_mask[row, : len(expected[row])]
+            assert torch.allclose(logprobs[i, : len(mask)][mask], expected[row][mask], atol=2e-5)
+        scale = max(g.abs().max() for g in gradients)
+        for mine, theirs in zip(model.parameters(), gradients, strict=True):
+            assert torch.allclose(mine.grad, theirs, atol=1e-5 * scale)
+
+
+def test_the_gpu_layout_of_the_training_pass_equals_the_cpu_one(model, tokenizer, monkeypatch):
+    """With the flash kernel's slow version in its place: what it is given is right, gradients included."""
+    rollout = generate(
+        model, tokenizer, PROMPTS, group_size=3, max_new_tokens=9, seed=0, stop_ids=list(range(0, 512, 5))
+    )
+    assert rollout.lengths.min() == 1
+    results = []
+    for on_gpu in (False, True):
+        monkeypatch.setattr(attention, "has_flash", lambda tensor, on_gpu=on_gpu: on_gpu)
+        monkeypatch.setattr(attention, "flash_attention", naive_flash)
+        model.zero_grad()
+        logprobs = llms.completion_logprobs(model, rollout)
+        logprobs.square().sum().backward()
+        results.append([logprobs.detach(), *(p.grad.clone() for p in model.parameters())])
+    for a, b in zip(*results, strict=True):
+        assert torch.allclose(a, b, atol=1e-5 * max(1, a.abs().max()))
+
+
+def test_a_plain_call_of_the_model_is_untouched_by_our_attention(model, tokenizer):
+    """Left-padded batches with a mask, as transformers' own generate makes them."""
+    ids = torch.randint(3, 500, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(9) >= torch.tensor([0, 3, 5])[:, None]
+    before = model(ids, attention_mask=mask.long()).logits
+    generate(model, tokenizer, PROMPTS, max_new_tokens=3, seed=0)
+    assert torch.allclose(model(ids, attention_mask=mask.long()).logits[mask], before[mask], atol=1e-5)

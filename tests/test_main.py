@@ -266,12 +266,18 @@ def test_gradient_checkpointing_gives_the_same_step(tokenizer):
 
 def test_micro_batches_keep_the_budget_and_every_row(tokenizer):
     rollout, _ = rollout_and_advantages(random_model(), tokenizer)
-    widths = [len(p) + n for p, n in zip(rollout.prompt_ids, rollout.lengths.tolist(), strict=True)]
+    prompts, lengths = [len(p) for p in rollout.prompt_ids], rollout.lengths.tolist()
     for budget in (1, 60, 150, 10**6):
         batches = llms.micro_batches(rollout, range(2, 16), budget)
-        assert sorted(row for batch in batches for row in batch) == list(range(2, 16))
+        assert [row for batch in batches for row in batch] == list(range(2, 16))
+        sizes = []
         for batch in batches:
-            assert len(batch) == 1 or len(batch) * max(widths[row] for row in batch) <= budget
+            groups = {row // 4 for row in batch}  # a group's prompt counts once
+            sizes.append(sum(prompts[4 * g] for g in groups) + sum(lengths[row] for row in batch))
+            assert len(batch) == 1 or sizes[-1] <= budget
+        for size, batch in zip(sizes[:-1], batches[1:], strict=True):  # none is cut before it is full
+            first, alone = batch[0], batch[0] % 4 == 0 or batch[0] == 2
+            assert size + lengths[first] + alone * prompts[first] > budget
     assert len(llms.micro_batches(rollout, range(16), 10**6)) == 1
 
 

@@ -1,0 +1,194 @@
+"""Attention over rows that share prompts: the one part of a model that has to know how tokens are laid out.
+
+transformers' modules compute everything else. They look up their attention by name, so a function is registered here
+that hands queries, keys and values to the `layout` of the call:
+
+    Packed                       training: rows without padding, and every prompt computed once for its whole group
+    DenseKVCache, FlatKVCache    sampling (kv_cache.py)
+
+Left out on purpose: sliding windows, attention sinks, encoder models.
+"""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+
+def read(model, inputs: torch.Tensor, positions: torch.Tensor, layout) -> torch.Tensor:
+    """The model's last hidden states for `inputs` laid out as `layout` says.
+
+    inputs: (b, L, H) embeddings; positions: (b, L) long, where each stands in its own text. -> (b, L, H)
+    """
+    model.config._attn_implementation = "layout"
+    no_mask = inputs.new_empty(1, 1, 1, 1)  # transformers passes on what has four dimensions, and builds none itself
+    return model.base_model(
+        inputs_embeds=inputs, position_ids=positions, attention_mask=no_mask, use_cache=False, layout=layout
+    ).last_hidden_state
+
+
+def _attention(module, query, key, value, attention_mask, scaling, layout=None, **options):
+    """What transformers calls. query: (b, heads, L, d); key, value: (b, kv_heads, L, d) -> (b, L, heads, d)."""
+    if layout is None:  # a plain call of the model, not by `read`
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    return layout.attend(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
+
+
+AttentionInterface.register("layout", _attention)
+AttentionMaskInterface.register("layout", sdpa_mask)
+
+
+def grouped_attention(query, key, value, mask, scale) -> torch.Tensor:
+    """Attention in which `heads / kv_heads` query heads share a key head: they become its queries, one after another,
+    so that keys are read once instead of being copied to every query head.
+
+    query: (n, heads, q, d); key, value: (n, kv_heads, k, d); mask: (n, 1, q, k) bool, True where a query looks.
+    """
+    n, heads, q, d = query.shape
+    shared = heads // key.shape[1]
+    query = query.reshape(n, key.shape[1], shared * q, d)
+    mask = mask if q == 1 else mask.repeat(1, 1, shared, 1)
+    out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    return out.view(n, heads, q, d)
+
+
+def flash_attention(query, key, value, query_starts, key_starts, max_q, max_k, scale, causal=True, num_keys=None):
+    """torch's built-in flash kernel for sequences of different lengths side by side, CUDA and 16 bits only.
+
+    query: (all queries, heads, d); key, value: (all keys, kv_heads, d), fewer heads than the query's or as many.
+    query_starts, key_starts: (n + 1,) int32, where each sequence begins; max_q, max_k: the longest. causal: aligned at
+    the ends, so the last query sees all keys. num_keys: (n,) int32, how many of a sequence's keys exist already.
+
+    The operator behind torch.nn.attention.varlen (2.13), which torch 2.11 has under the same name and order.
+    """
+    return torch.ops.aten._flash_attention_forward(
+        query, key, value, query_starts, key_starts, max_q, max_k, 0.0, causal, False, scale=scale, seqused_k=num_keys
+    )[0]
+
+
+def has_flash(tensor: torch.Tensor) -> bool:
+    """Whether flash_attention takes tensors like this one."""
+    return (
+        tensor.is_cuda
+        and tensor.dtype in (torch.bfloat16, torch.float16)
+        and torch.cuda.get_device_capability(tensor.device) >= (8, 0)
+    )
+
+
+class Packed:
+    """Rows of a rollout as one sequence without padding, in which each different prompt stands once.
+
+    With prompts p, q and completions abc, d (to p) and efg (to q), the N = 2 prompts' tokens + 4 are
+
+        p p p p | q q q | a b | e f        the last token of a completion is predicted, and never read
+
+    Linear layers see N tokens where a plain pass has one prompt per row and padding: 1.7 times as many at 200 tokens of
+    prompt, 250 of completion and 16 rows a group. Attention runs over prompts by themselves, and over completions with
+    their own prompt as context. The gradient of a prompt's keys and values sums over its rows, as it would in the plain
+    pass (which is what the tests compare with).
+    """
+
+    def __init__(self, prompt_ids: list[torch.Tensor], lengths: list[int], device: torch.device):
+        """prompt_ids: of each row, on the CPU; lengths: of the rows' completions."""
+        fed = [length - 1 for length in lengths]
+        place: dict[bytes, int] = {}  # of each different prompt
+        prompt_of_row = [place.setdefault(ids.numpy().tobytes(), len(place)) for ids in prompt_ids]
+        prompts = [prompt_ids[prompt_of_row.index(i)] for i in range(len(place))]
+        starts = [0]  # of the prompts, then of the completions, in the sequence
+        for n in [len(ids) for ids in prompts] + fed:
+            starts.append(starts[-1] + n)
+        prompt_spans = [range(starts[i], starts[i + 1]) for i in range(len(prompts))]
+        row_spans = [range(starts[i], starts[i + 1]) for i in range(len(prompts), len(starts) - 1)]
+
+        self.prompt_tokens = torch.cat(prompts).to(device)  # (sum of prompt lengths,)
+        in_text = [*(range(len(ids)) for ids in prompts)]
+        in_text += [range(len(ids), len(ids) + n) for ids, n in zip(prompt_ids, fed, strict=True)]
+        self.positions = torch.tensor([p for span in in_text for p in span], device=device)[None]  # (1, N)
+        # Which hidden state predicts each token of the completions: the prompt's last, then the token before.
+        self.predicts = torch.tensor(
+            [i for p, span in zip(prompt_of_row, row_spans, strict=True) for i in (prompt_spans[p][-1], *span)],
+            device=device,
+        )
+        # Each sequence of queries with what it sees before itself.
+        self.contexts = [[]] * len(prompts) + [prompt_spans[p] for p in prompt_of_row]
+        self.queries = prompt_spans + row_spans
+        self.num_prompts, self.device = len(prompts), device
+
+    def attend(self, layer, query, key, value, scale):
+        """query: (1, heads, N, d); key, value: (1, kv_heads, N, d) -> (1, heads, N, d)."""
+        if has_flash(value):
+            return self.ragged.attend(query, key, value, scale)
+        return torch.cat([block.attend(query, key, value, scale) for block in self.blocks], dim=2)
+
+    @functools.cached_property
+    def blocks(self):
+        """Prompts and completions apart: each kind is padded to its own longest."""
+        P = self.num_prompts
+        kinds = [(self.contexts[:P], self.queries[:P]), (self.contexts[P:], self.queries[P:])]
+        return [Block(contexts, queries, self.device) for contexts, queries in kinds if any(map(len, queries))]
+
+    @functools.cached_property
+    def ragged(self):
+        return Ragged(self.contexts, self.queries, self.device)
+
+
+class Ragged:
+    """Sequences of queries, each over the tokens of a context and over itself, for the flash kernel: no padding."""
+
+    def __init__(self, contexts: list, queries: list, device: torch.device):
+        """contexts, queries: spans of the packed sequence; the queries' spans follow one another."""
+        pairs = [(context, span) for context, span in zip(contexts, queries, strict=True) if len(span) > 0]
+        num_queries = [len(span) for _, span in pairs]
+        num_keys = [len(context) + len(span) for context, span in pairs]
+        self.longest = max(num_queries), max(num_keys)
+        self.key_index = torch.tensor([i for pair in pairs for span in pair for i in span], device=device)
+        self.query_starts, self.key_starts = (
+            F.pad(torch.tensor(numbers).cumsum(0), (1, 0)).int().to(device) for numbers in (num_queries, num_keys)
+        )
+
+    def attend(self, query, key, value, scale):
+        query, key, value = (x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value))  # (N, heads, d)
+        key, value = key.index_select(0, self.key_index), value.index_select(0, self.key_index)
+        out = flash_attention(query, key, value, self.query_starts, self.key_starts, *self.longest, scale)
+        return out.transpose(0, 1)[None]
+
+
+class Block:
+    """The same as Ragged on any device and at any precision: sequences side by side, padded to the longest."""
+
+    def __init__(self, contexts: list, queries: list, device: torch.device):
+        q = max(len(span) for span in queries)
+        c = max(len(span) for span in contexts)
+        pad = [0]
+        self.shape = len(queries), q, c + q  # n, q, k
+        query_index = [[*span, *pad * (q - len(span))] for span in queries]
+        context_index = [[*span, *pad * (c - len(span))] for span in contexts]
+        keys = [a + b for a, b in zip(context_index, query_index, strict=True)]
+        self.query_index = torch.tensor(query_index, device=device).view(-1)  # (n q,)
+        self.key_index = torch.tensor(keys, device=device).view(-1)  # (n k,)
+        lengths = torch.tensor([len(span) for span in queries], device=device)
+        context_lengths = torch.tensor([len(span) for span in contexts], device=device)
+        # Where the real queries are among n x q, padding aside: in order, so they are the packed sequence again.
+        real = torch.arange(q, device=device) < lengths[:, None]
+        self.real = real.view(-1).nonzero().squeeze(-1)
+        context_mask = (torch.arange(c, device=device) < context_lengths[:, None])[:, None, :].expand(-1, q, -1)
+        causal = torch.ones(q, q, dtype=torch.bool, device=device).tril().expand(len(queries), -1, -1)
+        self.mask = torch.cat([context_mask, causal], dim=2)[:, None]  # (n, 1, q, k)
+
+    def attend(self, query, key, value, scale):
+        n, q, k = self.shape
+
+        def rows(x, index, length):  # (1, heads, N, d) -> (n, heads, length, d)
+            heads, d = x.shape[1], x.shape[3]
+            x = x[0].transpose(0, 1).reshape(-1, heads * d).index_select(0, index)
+            return x.view(n, length, heads, d).transpose(1, 2)
+
+        query = rows(query, self.query_index, q)
+        key, value = rows(key, self.key_index, k), rows(value, self.key_index, k)
+        out = grouped_attention(query, key, value, self.mask, scale)  # (n, heads, q, d)
+        _, heads, _, d = out.shape
+        out = out.transpose(1, 2).reshape(n * q, heads * d).index_select(0, self.real)
+        return out.view(1, -1, heads, d).transpose(1, 2)

@@ -1,0 +1,120 @@
+"""Keys and values of everything that rows have read so far: what makes the next token cost one token.
+
+Two layouts with the same methods, for attention.read and rollout.py:
+
+    DenseKVCache   any device: one block per layer, all rows write the same column, a mask hides the holes after short
+                   prompts. Finished rows are overwritten by live ones.
+    FlatKVCache    CUDA: a row's tokens side by side without holes, so that a flash kernel reads live tokens only. Rows
+                   are addressed by their ids: finished ones are just not named any more, and nothing moves. All shapes
+                   and addresses stay the same from step to step, as a CUDA graph needs it.
+
+Left out on purpose: pages, quantised values, prefixes shared between calls.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from attention import flash_attention, grouped_attention
+
+
+class DenseKVCache:
+    """Per layer one block (B, kv_heads, longest prompt + max_new_tokens, head_dim), its first rows the live ones."""
+
+    def __init__(self, prompt_lengths: torch.Tensor, group_size: int, max_new_tokens: int):
+        """prompt_lengths: (P,) long; each prompt is read once and continued by group_size rows."""
+        self.group_size = group_size
+        self.num_rows = len(prompt_lengths) * group_size
+        self.width = int(prompt_lengths.max())  # columns filled so far
+        self.capacity = self.width + max_new_tokens
+        self.blocks: list[tuple[torch.Tensor, torch.Tensor]] = []
+        # (B, 1, 1, capacity) bool: which columns a row may look at. Holes after short prompts are never among them.
+        column = torch.arange(self.capacity, device=prompt_lengths.device)
+        visible = (column < prompt_lengths[:, None]) | (column >= self.width)
+        self.visible = visible.repeat_interleave(group_size, dim=0)[:, None, None, :]
+
+    def attend(self, layer: int, query, key, value, scale):
+        """First call of a layer: the prompts, (P, heads, longest prompt, d). Later ones: a token of each live row."""
+        if layer == len(self.blocks):
+            self.blocks.append((self._to_rows(key), self._to_rows(value)))
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+        for block, new in zip(self.blocks[layer], (key, value), strict=True):
+            block[: self.num_rows, :, self.width - 1 : self.width] = new
+        keys, values = (block[: self.num_rows, :, : self.width] for block in self.blocks[layer])
+        return grouped_attention(query, keys, values, self.visible[: self.num_rows, ..., : self.width], scale)
+
+    def _to_rows(self, prompt: torch.Tensor) -> torch.Tensor:
+        _, heads, width, dim = prompt.shape
+        block = prompt.new_empty(self.num_rows, heads, self.capacity, dim)
+        block[:, :, :width] = prompt.repeat_interleave(self.group_size, dim=0)
+        return block
+
+    def next_token(self, rows: torch.Tensor, position: torch.Tensor) -> None:
+        """The coming calls are for the next token of the rows (n,), the live ones in their order here."""
+        self.width += 1
+
+    def keep(self, rows: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
+        """Drops finished rows. rows: (n,) ids, live: (n,) bool -> the ids that stay, in their new order. The last live
+        rows move into the places that became free; no other is copied."""
+        num_live = int(live.sum())
+        vacated = (~live[:num_live]).nonzero().squeeze(-1)
+        movers = live[num_live:].nonzero().squeeze(-1) + num_live
+        for tensor in [self.visible] + [block[:, :, : self.width] for pair in self.blocks for block in pair]:
+            tensor[vacated] = tensor[movers]
+        self.num_rows = num_live
+        rows = rows.clone()
+        rows[vacated] = rows[movers]
+        return rows[:num_live]
+
+
+class FlatKVCache:
+    """Per layer keys and values (max_rows x capacity, kv_heads, head_dim): row r has r x capacity and what follows."""
+
+    def __init__(self, config, max_rows: int, capacity: int, device: torch.device, dtype: torch.dtype):
+        """config: the model's. capacity: tokens of prompt and completion that a row may hold."""
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (max_rows * capacity, config.num_key_value_heads, head_dim)
+        self.capacity, self.max_rows = capacity, max_rows
+        self.layers = [
+            tuple(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
+            for _ in range(config.num_hidden_layers)
+        ]
+        self.query_starts = torch.arange(max_rows + 1, device=device, dtype=torch.int32)
+
+    def begin(self, prompt_lengths: torch.Tensor, group_size: int) -> None:
+        """The coming calls are for the prompts, (P,) lengths, right-padded."""
+        self.decoding = False
+        longest, device = int(prompt_lengths.max()), prompt_lengths.device
+        prompt = torch.arange(len(prompt_lengths) * group_size, device=device) // group_size  # (B,) of each row
+        column = torch.arange(longest, device=device)
+        real = column < prompt_lengths[prompt][:, None]  # (B, longest)
+        self.target = (torch.arange(len(prompt), device=device)[:, None] * self.capacity + column)[real]
+        self.source = (prompt[:, None] * longest + column)[real]
+
+    def next_token(self, rows: torch.Tensor, position: torch.Tensor) -> None:
+        """The coming calls are for one token of each of the rows: (n,) ids, and (n,) its place in the row's text."""
+        self.decoding = True
+        self.target = rows * self.capacity + position
+        # Where a row's keys begin and how many there are. Both are what the kernel asks for, and in int32.
+        self.key_starts = F.pad(rows * self.capacity, (0, 1)).int()  # the last would be an end, and is not looked at
+        self.num_keys = (position + 1).int()
+
+    def attend(self, layer: int, query, key, value, scale):
+        """query: (P, heads, longest prompt, d) or (n, heads, 1, d), as announced; key, value alike -> like query."""
+        keys, values = self.layers[layer]
+        if not self.decoding:
+            for store, new in ((keys, key), (values, value)):
+                flat = new.transpose(1, 2).reshape(-1, *store.shape[1:])  # (P x longest, kv_heads, d)
+                store.index_copy_(0, self.target, flat[self.source].to(store.dtype))
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+        n = len(query)
+        keys.index_copy_(0, self.target, key[:, :, 0])
+        values.index_copy_(0, self.target, value[:, :, 0])
+        out = flash_attention(
+            query[:, :, 0], keys, values, self.query_starts[: n + 1], self.key_starts, 1, self.capacity, scale,
+            causal=False, num_keys=self.num_keys,
+        )  # fmt: skip
+        return out[:, :, None]
+
+    def keep(self, rows: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
+        """rows: (n,) ids, live: (n,) bool -> the ids that stay."""
+        return rows[live]
