@@ -183,8 +183,9 @@ def examine_memory(config, model_config):
 def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
     """What a run of these settings holds, in bytes: name -> size, and "peak".
 
-    A rollout and an update are never held together, so the peak is what stays plus the larger of the two. On a GPU the
-    policy is fp32 under bf16 autocast and the actor bf16; on a CPU both are one fp32 model.
+    A rollout's work and an update's are never held together, so the peak is what stays plus the larger of the two. On
+    a GPU the policy is fp32 under bf16 autocast, the actor is bf16, and the cache of keys and values stays for the next
+    rollout, in rows of whole 256 tokens; on a CPU policy and actor are one fp32 model, and the cache is made anew.
     """
     c, low = model_config, 2 if on_gpu else 4  # bytes of a number in the lower precision
     with torch.device("meta"):
@@ -202,15 +203,17 @@ def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
         per_token = c.num_hidden_layers * H * 4 + per_layer
     positions = min(tokens, max(1, llms.MAX_LOGITS // V))  # of one chunk of the head
 
+    cache = f"keys and values of {rows} rows"
     stays = {
         "policy, fp32": 4 * N,
         "gradients, fp32": 4 * N,
         "Adam's two moments, fp32": 8 * N,
         "actor, bf16": 2 * N if on_gpu else 0,
         "reference": (4 * N - 2 * (matrices - V * H * c.tie_word_embeddings) * on_gpu) if config.beta > 0 else 0,
+        cache: rows * -(-width // 256) * 256 * kv_bytes if on_gpu else 0,
     }
     rollout = {
-        f"rollout: keys and values of {rows} rows": rows * width * kv_bytes,
+        f"rollout: {cache}": 0 if on_gpu else rows * width * kv_bytes,
         # logits in the lower precision, then fp32: logits, log-probs, probabilities, entropy terms, cumulative sum
         "rollout: one step's logits": rows * V * (low + 5 * 4),
     }
@@ -238,6 +241,10 @@ def activation_bytes(model_config, autocast: bool) -> tuple[float, float]:
         if getattr(small, "layer_types", None):
             small.layer_types = small.layer_types[:num_layers]
         model = AutoModelForCausalLM.from_config(small)
+        if autocast:  # as on a GPU, where the norm is one kernel that keeps nothing but its input
+            for module in model.modules():
+                if type(module).__name__.endswith("RMSNorm"):
+                    module.forward = lambda hidden, weight=module.weight: FusedNorm.apply(hidden, weight)
         storages = {}
 
         def pack(tensor):
@@ -249,6 +256,12 @@ def activation_bytes(model_config, autocast: bool) -> tuple[float, float]:
         with hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
             model.base_model(inputs_embeds=inputs, use_cache=False)
         return sum(storage.nbytes() for storage in storages.values())
+
+    class FusedNorm(torch.autograd.Function):
+        @staticmethod
+        def forward(context, hidden, weight):
+            context.save_for_backward(hidden)
+            return hidden * weight
 
     one, two = ((saved(layers, 64) - saved(layers, 32)) / 32 for layers in (1, 2))
     return one + (model_config.num_hidden_layers - 1) * (two - one), two - one

@@ -7,6 +7,7 @@ Left out on purpose: quantisation, adapters, pickled checkpoints. Code that come
 """
 
 import copy
+import types
 from pathlib import Path
 
 import torch
@@ -47,7 +48,22 @@ def load(
             module.p = 0.0
         elif hasattr(module, "attention_dropout"):
             module.attention_dropout = 0.0
-    return model.to(device).eval(), tokenizer
+    model = model.to(device).eval()
+    if model.device.type == "cuda":
+        fuse_norms(model)
+    return model, tokenizer
+
+
+def fuse_norms(model: PreTrainedModel) -> None:
+    """One kernel for every RMSNorm, where transformers' own forward launches six. Same numbers up to rounding; on a CPU
+    it gains nothing."""
+
+    def forward(self, hidden):
+        return torch.nn.functional.rms_norm(hidden, self.weight.shape, self.weight, self.variance_epsilon)
+
+    for module in model.modules():
+        if type(module).__name__ in ("Qwen2RMSNorm", "Qwen3RMSNorm", "LlamaRMSNorm"):
+            module.forward = types.MethodType(forward, module)
 
 
 def load_config(model_name: str, trust_remote_code: bool = False):

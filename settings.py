@@ -181,6 +181,7 @@ class GRPOConfig(*reversed(SECTIONS)):
             prompt_style=self.prompt_style,
             prefill=self.prefill,
             stop_tag=self.stop_tag(),
+            rows_per_batch=self.problems_per_step * self.group_size,
             seed=self.seed,
         )
 

@@ -313,3 +313,14 @@ def test_a_plain_call_of_the_model_is_untouched_by_our_attention(model, tokenize
     before = model(ids, attention_mask=mask.long()).logits
     generate(model, tokenizer, PROMPTS, max_new_tokens=3, seed=0)
     assert torch.allclose(model(ids, attention_mask=mask.long()).logits[mask], before[mask], atol=1e-5)
+
+
+def test_fused_norms_give_the_same_numbers(model, tokenizer):
+    rollout = generate(model, tokenizer, PROMPTS, max_new_tokens=9, seed=0)
+    before = llms.completion_logprobs(model, rollout)
+    llms.fuse_norms(model)
+    fused = [module for module in model.modules() if "forward" in vars(module)]
+    assert len(fused) >= 2 * model.config.num_hidden_layers + 1
+    assert torch.allclose(llms.completion_logprobs(model, rollout), before, atol=1e-5)
+    actor = llms.make_actor(model, torch.bfloat16)
+    assert vars(actor.base_model.norm)["forward"].__self__ is actor.base_model.norm, "a copy has norms of its own"
