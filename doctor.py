@@ -280,7 +280,7 @@ def examine_rollout(config, model, tokenizer, problems):
         yield Finding("problem", "rollout", str(error))
         return
     device = model.device
-    actor = llms.make_actor(model, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    actor = llms.make_actor(model, torch.bfloat16 if config.uses_bf16(device) else torch.float32)
     count = min(4, config.problems_per_step)
     chosen = rldatasets.problems_of_step(problems, 1, count, config.seed)
     prompts = [rldatasets.build_prompt(tokenizer, p.question, **config.prompting()) for p in chosen]
@@ -339,7 +339,7 @@ def _judge(good: bool, what: str, text: str, advice: str) -> Finding:
 def _seconds_of_update(config, model, rollout) -> float:
     """Forward and backward of all the rollout's rows. Leaves no gradient behind."""
     started = time.perf_counter()
-    autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.device.type == "cuda")
+    autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=config.uses_bf16(model.device))
     for micro in llms.micro_batches(rollout, range(len(rollout.texts)), config.tokens_per_micro_batch):
         with autocast:
             logprobs = llms.completion_logprobs(model, rollout, config.temperature, micro)

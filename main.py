@@ -70,7 +70,8 @@ def train(config: GRPOConfig) -> Path:
     device = policy.device
     on_gpu = device.type == "cuda"
     # fp32 weights learn, under bf16 autocast on a GPU, where a bf16 copy samples. On a CPU both are one fp32 model.
-    actor = llms.make_actor(policy, torch.bfloat16 if on_gpu else torch.float32)
+    bf16 = config.uses_bf16(device)
+    actor = llms.make_actor(policy, torch.bfloat16 if bf16 else torch.float32)
     reference = None
     if config.beta > 0:
         start = (
@@ -78,9 +79,11 @@ def train(config: GRPOConfig) -> Path:
             if checkpoint
             else policy
         )
-        reference = llms.make_reference(start)
+        reference = llms.make_reference(start, bf16)
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if config.compile:
+        llms.compile_layers(policy)
     if folder is None:  # only now, when nothing is left that could be refused, may an older run be replaced
         output_dir = config.output_dir or runs.unused_folder(f"runs/{config.preset}")
         folder = runs.create_folder(output_dir, config.overwrite_output_dir)
@@ -202,7 +205,7 @@ def update(policy, actor, reference, optimizer, rollout, advantages, config) -> 
         mask = mask & torch.tensor([f == "stop" for f in rollout.finish], device=mask.device).view(-1, 1, 1)
     row_tokens = mask.any(dim=-1).sum(dim=1)  # (B,) positions that count
     num_updates = config.updates_per_rollout * config.minibatches
-    autocast = torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=policy.device.type == "cuda")
+    autocast = torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=config.uses_bf16(policy.device))
 
     # Steps after the first need the log-probs that the policy had when it sampled. If it is the very model that
     # sampled, the rollout holds them; a bf16 actor's would differ by rounding.

@@ -49,7 +49,13 @@ def test_presets_are_valid_and_every_flag_overrides_them(preset):
 
 def test_every_setting_is_read():
     source = (ROOT / "main.py").read_text() + (ROOT / "doctor.py").read_text()
-    methods = (GRPOConfig.rollout_mode, GRPOConfig.prompting, GRPOConfig.answering, GRPOConfig.stop_tag)
+    methods = (
+        GRPOConfig.rollout_mode,
+        GRPOConfig.prompting,
+        GRPOConfig.answering,
+        GRPOConfig.stop_tag,
+        GRPOConfig.uses_bf16,
+    )
     source += "".join(inspect.getsource(method) for method in methods).replace("self.", "config.")
     for f in dataclasses.fields(GRPOConfig):
         assert re.search(rf"\bconfig\.{f.name}\b", source), f"{f.name} is parsed and never used"
@@ -432,3 +438,19 @@ def test_a_step_on_the_real_gsm8k(tmp_path):
         tiny_config(tmp_path / "run", dataset_name="gsm8k", dataset_path=str(GSM8K), max_steps=1, eval_steps=1)
     )
     assert metrics_of(folder)[1]["completion_length"] > 0
+
+
+def test_the_precision_of_gpus_learns_on_a_cpu_too(tmp_path):
+    """A bf16 actor samples, the fp32 policy trains under autocast."""
+    row = metrics_of(train(tiny_config(tmp_path / "run", max_steps=1, bf16=True, beta=0.1, rollout_is_cap=2.0)))[1]
+    assert 1e-4 < row["logprob_gap"] < 0.1 and row["kl"] >= 0 and row["grad_norm"] > 0
+
+
+def test_compiled_layers_give_the_same_step(tokenizer):
+    compiled = random_model()
+    for layer in compiled.base_model.layers:  # without a compiler, whose speed is not the question here
+        layer.mlp.compile(dynamic=True, backend="eager")
+    for a, b in zip(
+        weights_after_update(tokenizer)[0], weights_after_update(tokenizer, model=compiled)[0], strict=True
+    ):
+        assert torch.allclose(a, b, atol=1e-6)
