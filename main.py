@@ -15,17 +15,21 @@ Read `train` first, then grpo.py (advantages and the loss) and rollout.py (sampl
 Left out on purpose: supervised fine-tuning before RL, learned reward models, a value network, a replay buffer.
 """
 
+import collections
 import dataclasses
 import json
 import math
 import sys
 import textwrap
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import doctor
 import evaluator
@@ -40,69 +44,107 @@ from settings import GRPOConfig, parse_config
 # ---------------------------------------------------------------- the training loop
 
 
-def train(config: GRPOConfig) -> Path:
-    """Runs GRPO as configured; returns the run's folder."""
-    started = time.time()
-    weights = evaluator.parse_rewards(config.rewards)
+@dataclass
+class Run:
+    """What a run holds from step to step."""
+
+    folder: Path
+    policy: PreTrainedModel  # learns: fp32
+    actor: PreTrainedModel  # samples: a bf16 copy on a GPU, the policy itself on a CPU
+    reference: PreTrainedModel | None  # what the KL is taken to
+    tokenizer: PreTrainedTokenizerBase
+    optimizer: torch.optim.Optimizer
+    train_problems: list[rldatasets.Problem]
+    test_problems: list[rldatasets.Problem]
+    last_step: int  # steps that are done: 0, or a checkpoint's
+    best: float  # accuracy of the best checkpoint
+
+
+def prepare(config: GRPOConfig) -> Run:
+    """Loads all that a run needs. Raises ValueError, one line, for whatever can be refused; an older run in output_dir
+    is only replaced when nothing is left that could be."""
     train_problems = rldatasets.load_problems(config.dataset_name, "train", path=config.dataset_path)
     test_problems = rldatasets.load_problems(config.dataset_name, "test", config.eval_problems, config.dataset_path)
-    mode = config.rollout_mode()  # k = 1 in normal sampling
-    hard_mode = dataclasses.replace(mode, k=1)  # what the figures without "soft" in their name are measured in
-    model_config = llms.load_config(config.model_name, config.trust_remote_code)
+    mode, model_config = config.rollout_mode(), llms.load_config(config.model_name, config.trust_remote_code)
     mode.check_vocabulary(model_config.vocab_size)
     num_tokens = config.max_prompt_length + config.max_completion_length
     positions = llms.max_positions(model_config)
     if num_tokens > positions:
         raise ValueError(f"{num_tokens} tokens of prompt and completion exceed the {positions} positions of the model")
-
     folder = checkpoint = None
+    state = {"step": 0, "best": -1.0}
     if config.resume_from_checkpoint:
         folder, checkpoint = runs.find_checkpoint(config.output_dir, config.resume_from_checkpoint)
-    policy, tokenizer = llms.load(str(checkpoint or config.model_name), trust_remote_code=config.trust_remote_code)
+        runs.refuse_other_settings(folder, dataclasses.asdict(config), MAY_DIFFER_ON_RESUME)
+        state = torch.load(checkpoint / "trainer_state.pt", weights_only=True, map_location="cpu")
+        if state["step"] >= config.max_steps:
+            raise ValueError(f"--max_steps {config.max_steps}: the checkpoint is at step {state['step']} already")
+
+    def load(name):
+        return llms.load(str(name), trust_remote_code=config.trust_remote_code)
+
+    policy, tokenizer = load(checkpoint or config.model_name)
     mode.check_reserve(tokenizer)
-    train_problems = rldatasets.drop_long_prompts(
-        train_problems, tokenizer, config.max_prompt_length, **config.prompting()
-    )
-    test_problems = rldatasets.drop_long_prompts(
-        test_problems, tokenizer, config.max_prompt_length, **config.prompting()
+    fitting = (config.max_prompt_length, config.prompting())
+    train_problems, test_problems = (
+        rldatasets.drop_long_prompts(problems, tokenizer, fitting[0], **fitting[1])
+        for problems in (train_problems, test_problems)
     )
 
-    device = policy.device
-    on_gpu = device.type == "cuda"
-    # fp32 weights learn, under bf16 autocast on a GPU, where a bf16 copy samples. On a CPU both are one fp32 model.
-    bf16 = config.uses_bf16(device)
+    bf16 = config.uses_bf16(policy.device)
     actor = llms.make_actor(policy, torch.bfloat16 if bf16 else torch.float32)
     reference = None
     if config.beta > 0:
-        start = (
-            llms.load(config.model_name, device, trust_remote_code=config.trust_remote_code)[0]
-            if checkpoint
-            else policy
-        )
-        reference = llms.make_reference(start, bf16)
+        reference = llms.make_reference(load(config.model_name)[0] if checkpoint else policy, bf16)
+    optimizer = torch.optim.AdamW(
+        policy.parameters(),
+        lr=config.learning_rate,
+        betas=(0.9, 0.99),
+        weight_decay=0.0,
+        fused=policy.device.type == "cuda",
+    )
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.compile:
         llms.compile_layers(policy)
-    if folder is None:  # only now, when nothing is left that could be refused, may an older run be replaced
+    if checkpoint:
+        optimizer.load_state_dict(state["optimizer"])
+        if "reference" in state:
+            reference.load_state_dict(state["reference"])
+    else:
         output_dir = config.output_dir or runs.unused_folder(f"runs/{config.preset}")
         folder = runs.create_folder(output_dir, config.overwrite_output_dir)
-    optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=on_gpu
+    return Run(
+        folder,
+        policy,
+        actor,
+        reference,
+        tokenizer,
+        optimizer,
+        train_problems,
+        test_problems,
+        state["step"],
+        state["best"],
     )
 
+
+def train(config: GRPOConfig) -> Path:
+    """Runs GRPO as configured; returns the run's folder."""
+    return run_steps(config, prepare(config), runs.Interrupt())
+
+
+def run_steps(config: GRPOConfig, run: Run, interrupt: runs.Interrupt) -> Path:
+    """The loop. When `interrupt` has a signal, or updates stay non-finite, it ends early: with a checkpoint, by raising
+    runs.Stopped."""
+    started = time.time()
+    policy, actor, tokenizer, folder, device = run.policy, run.actor, run.tokenizer, run.folder, run.policy.device
+    weights = evaluator.parse_rewards(config.rewards)
+    mode = config.rollout_mode()  # k = 1 in normal sampling
+    hard_mode = dataclasses.replace(mode, k=1)  # what the figures without "soft" in their name are measured in
     metrics_log, samples_log = runs.JsonLines(folder / "metrics.jsonl"), runs.JsonLines(folder / "samples.jsonl")
-    last_step, best = 0, -1.0
-    if checkpoint:
-        state = torch.load(checkpoint / "trainer_state.pt", weights_only=True, map_location="cpu")
-        optimizer.load_state_dict(state["optimizer"])
-        if reference is not None and "reference" in state:
-            reference.load_state_dict(state["reference"])
-        last_step, best = state["step"], state["best"]
-        if last_step >= config.max_steps:
-            raise ValueError(f"--max_steps {config.max_steps}: the checkpoint is at step {last_step} already")
-        metrics_log.keep_until(last_step)
-        samples_log.keep_until(last_step)
+    if run.last_step > 0:
+        metrics_log.keep_until(run.last_step)
+        samples_log.keep_until(run.last_step)
     settings = dataclasses.asdict(config)
     runs.write_args(folder, settings, device)
     tracker = Accelerator(log_with=None if config.report_to == "none" else config.report_to, project_dir=folder)
@@ -114,7 +156,7 @@ def train(config: GRPOConfig) -> Path:
 
         def measure(temperature, soft):
             return evaluator.evaluate(
-                actor, tokenizer, test_problems, temperature=temperature, soft=soft, **config.answering()
+                actor, tokenizer, run.test_problems, temperature=temperature, soft=soft, **config.answering()
             )
 
         sampled, greedy = measure(config.temperature, hard_mode), measure(0.0, hard_mode)
@@ -132,11 +174,19 @@ def train(config: GRPOConfig) -> Path:
             tqdm.write(describe(f"step {row['step']}", row))
             plotter.plot_run(folder)
 
-    if last_step == 0:
+    def is_due(step: int) -> bool:
+        return step % config.eval_steps == 0 or step % config.save_steps == 0 or step == config.max_steps
+
+    if run.last_step == 0:
         log({"step": 0, **evaluate(0)})
-    progress = tqdm(range(last_step + 1, config.max_steps + 1), initial=last_step, total=config.max_steps, unit="step")
+    elif is_due(run.last_step) and "eval/accuracy" not in (rows := metrics_log.read())[-1]:
+        rows[-1] |= evaluate(run.last_step)  # the run was stopped before it
+        metrics_log.replace(rows)
+    bad_updates = 0  # in a row
+    steps = range(run.last_step + 1, config.max_steps + 1)
+    progress = tqdm(steps, initial=run.last_step, total=config.max_steps, unit="step")
     for step in progress:
-        problems = rldatasets.problems_of_step(train_problems, step, config.problems_per_step, config.seed)
+        problems = rldatasets.problems_of_step(run.train_problems, step, config.problems_per_step, config.seed)
         prompts = [rldatasets.build_prompt(tokenizer, problem.question, **config.prompting()) for problem in problems]
         golds = [problem.answer for problem in problems for _ in range(config.group_size)]
 
@@ -165,21 +215,23 @@ def train(config: GRPOConfig) -> Path:
             advantages = advantages[order.to(device)]
 
         # 3. The policy's weights move towards what scored above its group, and the actor follows.
-        for group in optimizer.param_groups:
+        for group in run.optimizer.param_groups:
             group["lr"] = config.learning_rate * lr_factor(step, config)
         with runs.stopwatch(device) as train_time:
-            train_stats = update(policy, actor, reference, optimizer, rollout, advantages, config)
+            train_stats = update(policy, actor, run.reference, run.optimizer, rollout, advantages, config)
             llms.sync_actor(actor, policy)
         if config.reference_refresh_steps and step % config.reference_refresh_steps == 0:
-            llms.refresh_reference(reference, policy, config.reference_mix)
+            llms.refresh_reference(run.reference, policy, config.reference_mix)
 
         # 4. Everything about the step is written down.
         row = {"step": step, **rollout_metrics(rollout, answers, scores, rewards, golds, config), **train_stats}
         row |= {"time/rollout": rollout_time(), "time/train": train_time()}
         row["tokens_per_second"] = rollout.lengths.sum().item() / (rollout_time() + train_time())
+        bad_updates = bad_updates + row["skipped_updates"] if row["updates"] == 0 else 0
         is_last = step == config.max_steps
+        stops = interrupt.signal or bad_updates >= MAX_BAD_UPDATES
         saves = is_last or step % config.save_steps == 0
-        if saves or step % config.eval_steps == 0:
+        if is_due(step) and not stops:
             row |= evaluate(step)
         log(row)
         samples_log.append(*sample_records(step, prompts, golds, answers, rollout, scores, rewards, advantages))
@@ -187,15 +239,39 @@ def train(config: GRPOConfig) -> Path:
             f"reward {row['reward']:.2f}, accuracy {row['accuracy']:.0%}, "
             f"length {row['completion_length']:.0f}, {row['tokens_per_second']:.0f} tokens/s"
         )
-        if saves:
-            is_best, best = row["eval/accuracy"] > best, max(row["eval/accuracy"], best)
-            state = dict(step=step, best=best, optimizer=optimizer.state_dict())
+        if saves or stops:
+            accuracy = row.get("eval/accuracy", -1.0)
+            is_best, run.best = accuracy > run.best, max(accuracy, run.best)
+            state = dict(step=step, best=run.best, optimizer=run.optimizer.state_dict())
             if config.reference_refresh_steps:
-                state["reference"] = reference.state_dict()
+                state["reference"] = run.reference.state_dict()
             runs.save_checkpoint(folder, step, policy, tokenizer, state, config.save_total_limit, is_best)
+        if stops and not is_last:
+            progress.close()
+            tracker.end_training()
+            if interrupt.signal:
+                raise runs.Stopped(interrupt.signal, f"step {step} is saved; go on with {resume_command(folder)}")
+            advice = f"look at rewards and grad_norm in {folder}/metrics.jsonl, and try a lower --learning_rate"
+            raise runs.Stopped(None, f"{bad_updates} updates in a row were not finite; step {step} is saved; {advice}")
     tracker.end_training()
     summarise(folder, time.time() - started)
     return folder
+
+
+MAX_BAD_UPDATES = 5  # in a row
+MIN_MICRO_BATCH = 64  # tokens: less is not worth trying
+# Settings that a resumed run may change: they do not change what a step does. (A longer run has another schedule.)
+MAY_DIFFER_ON_RESUME = (
+    "max_steps", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "eval_steps", "eval_problems",
+    "eval_samples", "save_steps", "save_total_limit", "report_to", "tokens_per_micro_batch", "gradient_checkpointing",
+    "compile", "preset", "doctor", "eval_only",
+)  # fmt: skip
+
+
+def resume_command(folder: Path) -> str:
+    """The command line of this run, told to go on."""
+    own = [a for a in sys.argv[1:] if a != "--overwrite_output_dir"]
+    return " ".join(["python main.py", *own, f"--output_dir {folder} --resume_from_checkpoint latest"])
 
 
 def update(policy, actor, reference, optimizer, rollout, advantages, config) -> dict[str, float]:
@@ -216,9 +292,8 @@ def update(policy, actor, reference, optimizer, rollout, advantages, config) -> 
         ref = all_logprobs(reference, rollout, autocast, config)
 
     # Sums over the optimizer steps that are taken, divided by their number at the end.
-    taken, skipped = 0, 0
+    taken, skipped, gap = 0, 0, {}
     sums = {"grad_norm": 0.0, "clip_frac": 0.0} | ({} if ref is None else {"kl": 0.0})
-    gap = None
     share = len(advantages) // config.minibatches
     policy.train()
     for number in range(num_updates):
@@ -226,51 +301,71 @@ def update(policy, actor, reference, optimizer, rollout, advantages, config) -> 
         rows = torch.arange(start, start + share, device=mask.device)  # whole groups
         # Totals of the whole optimizer step, so that its micro-batches add up to one big batch, also when rows are
         # left out below: they count, with a gradient of zero.
-        num_rows, num_tokens = (row_tokens[rows] > 0).sum().item(), row_tokens[rows].sum().item()
+        totals = dict(num_rows=(row_tokens[rows] > 0).sum().item(), num_tokens=row_tokens[rows].sum().item())
         # Rows without advantage have no gradient, unless the KL gives them one.
         rows = rows[(row_tokens[rows] > 0) & ((advantages[rows] != 0) | (ref is not None))]
         if len(rows) == 0:
             continue  # nothing to learn from: no step at all, where Adam's momentum alone would take one
-        for micro in llms.micro_batches(rollout, rows.tolist(), config.tokens_per_micro_batch):
-            with autocast:
-                logprobs = llms.completion_logprobs(policy, rollout, config.temperature, micro)  # (b, T, K)
-            draw_weights = None
-            if config.rollout_is_cap > 0:  # the actor's rounding made some draws likelier than the policy finds them
-                before_update = logprobs.detach() if old is None else old[micro]
-                draw_weights = grpo.importance_weights(before_update, rollout.logprobs[micro], config.rollout_is_cap)
-            loss, loss_stats = grpo.policy_loss(
-                logprobs,
-                None if old is None else old[micro],
-                advantages[micro],
-                mask[micro],
-                loss_type=config.loss_type,
-                clip_low=config.clip_low,
-                clip_high=config.clip_high,
-                ref_logprobs=None if ref is None else ref[micro],
-                beta=config.beta,
-                draw_weights=draw_weights,
-                max_length=config.max_completion_length,
-                num_rows=num_rows,
-                num_tokens=num_tokens,
-            )
-            loss.backward()
-            for name, value in loss_stats.items():
-                sums[name] += value
-            if taken == 0:  # the policy is still the one that sampled: any gap is the arithmetic's
-                differences = (logprobs.detach() - rollout.logprobs[micro]).abs() * mask[micro]
-                gap = (gap or 0.0) + differences.sum().item() / mask[rows].sum().item()
-        grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm).item()
-        if math.isfinite(grad_norm):
-            sums["grad_norm"] += grad_norm
+        stats = None
+        while stats is None:
+            try:
+                stats = accumulate_gradient(policy, rollout, rows, advantages, mask, old, ref, totals, autocast, config)
+            except (RuntimeError, torch.OutOfMemoryError) as error:
+                if not should_reduce_batch_size(error) or config.tokens_per_micro_batch < MIN_MICRO_BATCH:
+                    raise
+            if stats is None:  # out of memory, and out of the except block, which would keep the tensors alive
+                optimizer.zero_grad()
+                clear_device_cache(garbage_collection=True)
+                config.tokens_per_micro_batch //= 2  # for the rest of the run
+                tqdm.write(f"out of memory: --tokens_per_micro_batch is now {config.tokens_per_micro_batch}")
+        if taken == 0:  # the policy was still the one that sampled: any gap is the arithmetic's
+            gap = {"logprob_gap": stats["logprob_gap"]}
+        stats["grad_norm"] = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm).item()
+        if math.isfinite(stats["grad_norm"]):
+            sums = {name: value + stats[name] for name, value in sums.items()}
             taken += 1
             optimizer.step()
         else:
             skipped += 1  # one such step would ruin every weight
         optimizer.zero_grad()
     policy.eval()
-    stats = {name: value / max(1, taken) for name, value in sums.items()}
-    stats |= {"lr": optimizer.param_groups[0]["lr"], "skipped_updates": skipped}
-    return stats if gap is None else stats | {"logprob_gap": gap}
+    means = {name: value / max(1, taken) for name, value in sums.items()}
+    used = {"lr": optimizer.param_groups[0]["lr"], "tokens_per_micro_batch": config.tokens_per_micro_batch}
+    return means | gap | used | {"updates": taken, "skipped_updates": skipped}
+
+
+def accumulate_gradient(
+    policy, rollout, rows, advantages, mask, old, ref, totals, autocast, config
+) -> dict[str, float]:
+    """Adds the gradient of `rows`' loss, micro-batch by micro-batch, to the parameters. Returns the loss's stats, and
+    "logprob_gap": how far the policy's log-probs are from those of sampling, nats, mean over draws."""
+    stats = collections.Counter()
+    num_draws = mask[rows].sum().item()
+    for micro in llms.micro_batches(rollout, rows.tolist(), config.tokens_per_micro_batch):
+        with autocast:
+            logprobs = llms.completion_logprobs(policy, rollout, config.temperature, micro)  # (b, T, K)
+        before_updates = logprobs.detach() if old is None else old[micro]
+        draw_weights = None
+        if config.rollout_is_cap > 0:  # the actor's rounding made some draws likelier than the policy finds them
+            draw_weights = grpo.importance_weights(before_updates, rollout.logprobs[micro], config.rollout_is_cap)
+        loss, loss_stats = grpo.policy_loss(
+            logprobs,
+            None if old is None else old[micro],
+            advantages[micro],
+            mask[micro],
+            loss_type=config.loss_type,
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            ref_logprobs=None if ref is None else ref[micro],
+            beta=config.beta,
+            draw_weights=draw_weights,
+            max_length=config.max_completion_length,
+            **totals,
+        )
+        loss.backward()
+        differences = (logprobs.detach() - rollout.logprobs[micro]).abs() * mask[micro]
+        stats.update(loss_stats | {"logprob_gap": differences.sum().item() / num_draws})
+    return stats
 
 
 @torch.no_grad()
@@ -396,12 +491,24 @@ def main() -> None:
         config = parse_config(sys.argv[1:])
         if config.doctor:
             sys.exit(doctor.run(config))
-        evaluate_only(config) if config.eval_only else train(config)
+        if config.eval_only:
+            evaluate_only(config)
+            return
+        run = prepare(config)
     except ValueError as error:
-        print(f"main.py: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit("interrupted: logs, pictures and the checkpoints written so far are kept")
+        sys.exit(_complain(error, 2))
+    try:
+        with runs.Interrupt() as interrupt:
+            run_steps(config, run, interrupt)
+    except runs.Stopped as stopped:
+        sys.exit(_complain(stopped, 1 if stopped.signal is None else 128 + stopped.signal))
+    except OSError as error:  # a full disk, most likely
+        sys.exit(_complain(f"{error}; logs and checkpoints written so far are in {run.folder}", 1))
+
+
+def _complain(message, exit_code: int) -> int:
+    print(f"main.py: {message}", file=sys.stderr)
+    return exit_code
 
 
 if __name__ == "__main__":

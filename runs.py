@@ -14,9 +14,11 @@ Left out on purpose: databases, dashboards, uploads. Everything is a file that o
 import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -90,6 +92,36 @@ def refuse_other_settings(folder: Path, config: dict, may_differ: tuple[str, ...
             )
 
 
+class Stopped(Exception):
+    """A run ended before its last step, with a checkpoint. signal: the one that asked for it, or None."""
+
+    def __init__(self, signal: int | None, message: str):
+        super().__init__(message)
+        self.signal = signal
+
+
+class Interrupt:
+    """While entered, Ctrl-C and SIGTERM set `signal`, for a loop to look at when its step is done. A second one ends at
+    once."""
+
+    def __init__(self):
+        self.signal: int | None = None
+
+    def __enter__(self):
+        self.before = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _receive(self, number, frame):
+        if self.signal is not None:
+            sys.exit(128 + number)
+        self.signal = number
+        print("\nfinishing this step, then saving; once more ends at once", file=sys.stderr)
+
+
 class JsonLines:
     """An append-only log, one JSON object a line, flushed so that another program can follow it."""
 
@@ -98,7 +130,7 @@ class JsonLines:
 
     def append(self, *rows: dict) -> None:
         with open(self.file, "a", encoding="utf-8") as out:
-            out.writelines(json.dumps(row) + "\n" for row in rows)
+            out.writelines(json.dumps({k: _finite(v) for k, v in row.items()}) + "\n" for row in rows)
 
     def read(self) -> list[dict]:
         """All complete rows; a line torn by a crash is left out."""
@@ -118,6 +150,11 @@ class JsonLines:
         replacement.file.unlink(missing_ok=True)
         replacement.append(*rows)
         os.replace(replacement.file, self.file)
+
+
+def _finite(value):
+    """None in place of what JSON has no word for."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def save_checkpoint(folder: Path, step: int, model, tokenizer, trainer_state: dict, keep: int, is_best: bool) -> Path:

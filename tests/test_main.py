@@ -6,8 +6,10 @@ import inspect
 import json
 import math
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ import evaluator
 import grpo
 import llms
 import main
+import runs
 from main import train, update
 from rollout import generate
 from settings import PRESETS, GRPOConfig, parse_config
@@ -454,3 +457,82 @@ def test_compiled_layers_give_the_same_step(tokenizer):
         weights_after_update(tokenizer)[0], weights_after_update(tokenizer, model=compiled)[0], strict=True
     ):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+# ---------------------------------------------------------------- runs that are stopped, or go wrong
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_from_there(finished_run, tmp_path, number):
+    arguments = "--preset tiny --max_steps 4 --problems_per_step 4 --group_size 4 --eval_steps 2 --eval_problems 8 "
+    arguments += f"--save_steps 2 --warmup_steps 1 --learning_rate 1e-3 --output_dir {tmp_path / 'run'}"
+    run = subprocess.Popen(
+        [sys.executable, ROOT / "main.py", *arguments.split()],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    log = tmp_path / "run/metrics.jsonl"
+    while not log.exists() or len(log.read_text().splitlines()) < 2:
+        assert run.poll() is None
+        time.sleep(0.01)
+    run.send_signal(number)
+    message = run.communicate(timeout=100)[1].splitlines()[-1]
+    assert run.returncode == 128 + number
+    steps = [row["step"] for row in metrics_of(tmp_path / "run")]
+    assert steps == list(range(len(steps))) and 2 <= len(steps) < 5
+    assert f"step {steps[-1]} is saved" in message and "--resume_from_checkpoint latest" in message
+    command = message.partition("go on with python main.py ")[2].split()
+    done = run_main(*command)
+    assert done.returncode == 0, done.stderr
+    assert without_times(metrics_of(tmp_path / "run")) == without_times(metrics_of(finished_run))
+
+
+def test_a_resumed_run_refuses_settings_that_change_its_steps(finished_run):
+    config = tiny_config(finished_run, max_steps=9, save_steps=2, resume_from_checkpoint="latest", learning_rate=2e-3)
+    with pytest.raises(ValueError, match="learning_rate 0.002: .* was made with 0.001"):
+        train(config)
+
+
+def test_updates_that_stay_non_finite_end_the_run_with_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluator, "total", lambda scores, weights: math.nan)
+    config = tiny_config(tmp_path / "run", max_steps=9, minibatches=2, eval_steps=100, save_steps=100)
+    with pytest.raises(runs.Stopped, match="6 updates in a row were not finite; step 3 is saved"):
+        train(config)
+    rows = metrics_of(tmp_path / "run")
+    assert [row.get("skipped_updates") for row in rows] == [None, 2, 2, 2] and rows[1]["reward"] is None
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run/checkpoints/latest")
+    base = AutoModelForCausalLM.from_pretrained(ROOT / "tiny")
+    assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), base.parameters(), strict=True))
+
+
+def test_one_bad_update_is_skipped_and_counted(tmp_path, monkeypatch):
+    """nan planted in the logits of one forward pass."""
+    original, calls = llms.completion_logprobs, []
+
+    def plant(*args):
+        calls.append(1)
+        return original(*args) * (math.nan if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(llms, "completion_logprobs", plant)
+    rows = metrics_of(train(tiny_config(tmp_path / "run", max_steps=3, minibatches=1, save_steps=3)))
+    assert [row["skipped_updates"] for row in rows[1:]] == [0, 1, 0]
+    assert all(row["grad_norm"] is not None for row in rows[1:])
+
+
+def test_out_of_memory_halves_the_micro_batch_and_tries_again(tokenizer, monkeypatch):
+    expected, _ = weights_after_update(tokenizer)
+    original = llms.completion_logprobs
+
+    def short_of_memory(model, rollout, temperature, rows):
+        if len(rows) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return original(model, rollout, temperature, rows)
+
+    monkeypatch.setattr(llms, "completion_logprobs", short_of_memory)
+    moved, stats = weights_after_update(tokenizer)
+    assert stats["tokens_per_micro_batch"] < 200 and stats["updates"] == 1
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(moved, expected, strict=True))
+    monkeypatch.setattr(llms, "completion_logprobs", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA")))
+    with pytest.raises(torch.OutOfMemoryError):
+        weights_after_update(tokenizer)
