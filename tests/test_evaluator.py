@@ -887,7 +887,15 @@ def test_evaluate_passes_its_settings_on(scripted):
         seed=5,
     )  # fmt: skip
     generate.assert_called_once_with(
-        "model", "tok", ["tok|q0|think|plain"], group_size=2, max_new_tokens=33, temperature=0.7, stop_tag=None, soft=None, seed=5
+        "model",
+        "tok",
+        ["tok|q0|think|plain"],
+        group_size=2,
+        max_new_tokens=33,
+        temperature=0.7,
+        stop_tag=None,
+        soft=None,
+        seed=5,
     )
     assert result["accuracy"] == result["format_rate"] == 1.0
 
