@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -22,9 +21,9 @@ logging.disable_progress_bar()  # of loading weights: a line per model says noth
 
 EMBEDDED = ("tiny", "tiny_student")  # base models that come with the repo (pretrain_tiny.py made them)
 
-# Logits of one head call are held in fp32, at most this many numbers of them (256 MiB): 441 positions of Qwen2.5's
+# Logits of one head call are held in fp32, at most this many numbers of them (128 MiB): 220 positions of Qwen2.5's
 # vocabulary. All positions at once would be 35 GB for a step of 256 rows of 225 tokens.
-MAX_LOGITS = 2**26
+MAX_LOGITS = 2**25
 
 
 def load(
@@ -226,18 +225,51 @@ def micro_batches(rollout, rows, token_budget: int) -> list[list[int]]:
 def draw_logprobs(
     model: PreTrainedModel, hidden: torch.Tensor, draws: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """log softmax(head(hidden) / temperature) at `draws`. hidden: (N, H), draws: (N, K) -> (N, K) float32.
+    """log softmax(head(hidden) / temperature) at `draws`. hidden: (N, H), draws: (N, K) -> (N, K) float32."""
+    return DrawLogprobs.apply(hidden, model.get_output_embeddings().weight, draws, temperature)
 
-    In chunks of at most MAX_LOGITS logits. More than one chunk is recomputed in the backward pass, so the logits of
-    no more than one exist at any time.
+
+class DrawLogprobs(torch.autograd.Function):
+    """In chunks of at most MAX_LOGITS logits, computed once more in the backward pass, so that the logits of no more
+    than one chunk ever exist. By hand, because autograd would go over each of them about ten times: with p = softmax,
+
+        d log p[draw] / d logit[v] = ([v is the draw] - p[v]) / temperature
+
+    is made in the place of the logits. hidden: (N, H), weight: (V, H), draws: (N, K).
     """
 
-    def one_chunk(hidden, draws):
-        logits = model.get_output_embeddings()(hidden).float() / temperature  # fp32 before any softmax
-        return logits.gather(-1, draws) - logits.logsumexp(dim=-1, keepdim=True)
+    @staticmethod
+    def forward(context, hidden, weight, draws, temperature):
+        device = hidden.device.type
+        context.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        context.temperature = temperature
+        logprobs, normalizers = [], []
+        for _, logits, chunk_draws in DrawLogprobs.chunks(context, hidden, weight, draws):
+            normalizers.append(logits.logsumexp(dim=-1, keepdim=True))  # (n, 1)
+            logprobs.append(logits.gather(-1, chunk_draws) - normalizers[-1])
+        context.save_for_backward(hidden, weight, draws, torch.cat(normalizers))
+        return torch.cat(logprobs)
 
-    size = max(1, MAX_LOGITS // model.config.vocab_size)
-    if len(hidden) <= size:
-        return one_chunk(hidden, draws)
-    chunks = zip(hidden.split(size), draws.split(size), strict=True)
-    return torch.cat([checkpoint(one_chunk, h, d, use_reentrant=False) for h, d in chunks])
+    @staticmethod
+    def backward(context, gradient):
+        hidden, weight, draws, normalizers = context.saved_tensors
+        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        low_weight = weight.to(context.dtype)
+        for rows, logits, chunk_draws in DrawLogprobs.chunks(context, hidden, weight, draws):
+            g = gradient[rows]  # (n, K)
+            grad_logits = logits.sub_(normalizers[rows]).exp_().mul_(-g.sum(dim=-1, keepdim=True))  # (n, V)
+            grad_logits = grad_logits.scatter_add_(1, chunk_draws, g).div_(context.temperature).to(context.dtype)
+            grad_hidden[rows] = (grad_logits @ low_weight).to(hidden.dtype)
+            grad_weight += grad_logits.T @ hidden[rows].to(context.dtype)
+        return grad_hidden, grad_weight, None, None
+
+    @staticmethod
+    def chunks(context, hidden, weight, draws):
+        """Yields (which rows, their logits at the temperature (n, V) float32, their draws)."""
+        size = max(1, MAX_LOGITS // len(weight))
+        low_weight = weight.to(context.dtype)
+        for start in range(0, len(hidden), size):
+            rows = slice(start, start + size)
+            with torch.autocast(hidden.device.type, enabled=False):
+                logits = (hidden[rows].to(context.dtype) @ low_weight.T).float()  # fp32 before any softmax
+            yield rows, logits.div_(context.temperature), draws[rows]
