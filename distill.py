@@ -36,6 +36,7 @@ import torch
 from accelerate import Accelerator
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
@@ -862,63 +863,61 @@ def print_table(table: dict[str, dict]) -> None:
         )
 
 
-MARKS = (  # what a picture shows of a model: key, label, colour, marker
-    ("accuracy", "sampled", plotter.BLUE, "o"),
-    ("greedy/accuracy", "greedy", plotter.VERMILLION, "D"),
-)
+SHOWN = (("accuracy", "sampled", plotter.BLUE, "o"), ("greedy/accuracy", "greedy", plotter.VERMILLION, "D"))
 
 
-def draw_accuracy(axes, places, rows: list[dict], horizontal: bool) -> None:
-    """A point and its interval for each model, sampled and greedy, at `places` along the other axis."""
-    for key, label, color, marker in MARKS:
-        values = [100 * row[key] for row in rows]
-        ends = [[100 * (row[key] - row[key + "_low"]), 100 * (row[key + "_high"] - row[key])] for row in rows]
-        looks = dict(fmt=marker, color=color, label=label, markersize=5, capsize=3)
-        errors = list(zip(*ends, strict=True))
-        if horizontal:
-            axes.errorbar(values, places, xerr=errors, **looks)
-        else:
-            axes.errorbar(places, values, yerr=errors, **looks)
+def with_interval(row: dict, key: str) -> tuple[float, list[list[float]]]:
+    """A share in %, and the lengths of its interval's two arms as matplotlib takes them."""
+    value, low, high = (100 * row[key + end] for end in ("", "_low", "_high"))
+    return value, [[value - low], [high - value]]
 
 
 @rc_context(plotter.STYLE)
 def report_figure(table: dict[str, dict]) -> Figure:
-    """Accuracy of each model with its interval, and how long its answers are."""
+    """Accuracy of each model with its interval, and how long its answers are. The figures beside are the legend."""
     figure = Figure(figsize=(plotter.WIDTH, 0.9 + 0.42 * len(table)), layout="constrained")
     accuracy, length = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
-    rows, places = list(table.values()), list(range(len(table)))[::-1]
-    draw_accuracy(accuracy, places, rows, horizontal=True)
+    rows = list(table.values())
+    for column, (key, label, color, marker) in enumerate(SHOWN):
+        beside = dict(xycoords=("axes fraction", "data"), color=color, ha="right", va="center", annotation_clip=False)
+        accuracy.annotate(label, (1.13 + 0.13 * column, -0.85), **beside)
+        for place, row in enumerate(rows):
+            value, arms = with_interval(row, key)
+            accuracy.errorbar(value, place, xerr=arms, fmt=marker, color=color, markersize=5, capsize=3)
+            accuracy.annotate(f"{value:.1f}", (1.13 + 0.13 * column, place), **beside)
     accuracy.set(title=f"Test accuracy, n = {rows[0]['n']:,}", xlabel="% (95 % Wilson interval)", xlim=(-2, 102))
-    accuracy.set_yticks(places, [f"{label}, {row['parameters'] / 1e6:.2f}M" for label, row in table.items()])
-    accuracy.set_ylim(-0.5, len(table) - 0.5)
-    accuracy.legend(frameon=False, loc="center left")
-    length.barh(places, [row["length"] for row in rows], height=0.5, color=plotter.GREY)
+    accuracy.set_yticks(range(len(rows)), [f"{name}, {row['parameters'] / 1e6:.2f}M" for name, row in table.items()])
+    accuracy.set_ylim(len(rows) - 0.5, -0.5)
+    length.barh(range(len(rows)), [row["length"] for row in rows], height=0.5, color=plotter.GREY)
     length.set(title="Length of sampled answers", xlabel="tokens")
     return figure
 
 
 @rc_context(plotter.STYLE)
 def sweep_figure(table: dict[str, dict]) -> Figure:
-    """Accuracy, speed and memory against the number of parameters; the teacher as a level or a star."""
+    """Accuracy, speed and memory against the number of parameters."""
     figure = Figure(figsize=(plotter.WIDTH, 3.2), layout="constrained")
     accuracy, speed, memory = figure.subplots(1, 3, width_ratios=(1.6, 1, 1))
-    students = sorted((row for label, row in table.items() if label != "teacher"), key=lambda row: row["parameters"])
+    teacher, students = table["teacher"], [row for name, row in table.items() if name != "teacher"]
     sizes = [row["parameters"] / 1e6 for row in students]
-    draw_accuracy(accuracy, sizes, students, horizontal=False)
-    for key, _, color, _ in MARKS:
-        accuracy.axhline(100 * table["teacher"][key], color=color, linestyle=":", linewidth=1)
-    accuracy.set(title=f"Test accuracy, n = {students[0]['n']:,}", ylabel="% (95 % Wilson interval)", ylim=(-2, 102))
+    for key, label, color, marker in SHOWN:
+        accuracy.axhline(100 * teacher[key], color=color, linestyle=":", linewidth=1)
+        for row in students:
+            value, arms = with_interval(row, key)
+            looks = dict(fmt=marker, color=color, markersize=5, capsize=3)
+            accuracy.errorbar(row["parameters"] / 1e6, value, yerr=arms, label=label, **looks)
+            label = None
+    accuracy.set(title=f"Test accuracy, n = {teacher['n']:,}", ylabel="% (95 % Wilson interval)", ylim=(-2, 102))
     accuracy.legend(frameon=False, title="dotted: teacher")
     for axes, key, title in ((speed, "tokens_per_second", "Tokens per second"), (memory, "peak_memory", "Peak MiB")):
-        axes.plot(sizes, [row[key] for row in students], "o", color=plotter.BLACK, label="student")
-        axes.plot(table["teacher"]["parameters"] / 1e6, table["teacher"][key], "*", color=plotter.GREY, label="teacher")
-        axes.set(title=title, ylim=(0, None))
-        axes.legend(frameon=False)
+        for row in students:
+            axes.plot(row["parameters"] / 1e6, row[key], "o", color=plotter.BLACK)
+        axes.set(title=title, ylim=(0, 1.1 * max(row[key] for row in students)))
     for axes in (accuracy, speed, memory):
-        axes.set_xscale("log")
-        axes.set_xticks(sizes, [f"{size:.2g}M" for size in sizes], minor=False)
-        axes.set_xticks([], minor=True)
-        axes.set_xlabel("parameters")
+        axes.set(xscale="log", xlabel="parameters", xlim=(min(sizes) / 1.3, max(sizes) * 1.3))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda size, _: f"{size:g}M")
+        axes.xaxis.set_minor_locator(NullLocator())
     return figure
 
 

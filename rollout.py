@@ -174,7 +174,7 @@ class Decoder:
         logits = self.model.get_output_embeddings()(hidden).float()  # (n, V), fp32 before any softmax
         logprobs = torch.log_softmax(logits / (self.temperature or 1.0), dim=-1)
         probs = logprobs.exp()
-        entropy = torch.special.entr(probs).sum(dim=-1)  # (n,)
+        entropy = -torch.linalg.vecdot(probs, logprobs)  # (n,)
         is_soft, forced = self.director.decide(rows, probs, entropy, t)
         draws = draw(probs, self.uniform[rows, t], self.temperature == 0, self.soft.sampling == "topk")  # (n, K)
         step = resolve(draws, logprobs, is_soft, forced, self.soft) | {"is_soft": is_soft, "entropy": entropy}

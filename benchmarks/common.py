@@ -85,6 +85,7 @@ SHAPES = {
     "qwen2.5-1.5b": dict(hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
                          intermediate_size=8960, vocab_size=151_936),
 }  # fmt: skip
+MAX_POSITIONS = 32_768
 
 
 def load_model(model_name: str, vocab_size: int | None, device: torch.device):
@@ -96,12 +97,12 @@ def load_model(model_name: str, vocab_size: int | None, device: torch.device):
         if vocab_size is not None:
             raise ValueError(f"--vocab_size {vocab_size}: {model_name} has its own; choose from {', '.join(SHAPES)}")
         return llms.load(model_name, device)
-    tokenizer = AutoTokenizer.from_pretrained(Path(llms.__file__).with_name("tiny"))
+    tokenizer = AutoTokenizer.from_pretrained(Path(llms.__file__).with_name("tiny"), model_max_length=MAX_POSITIONS)
     settings = SHAPES[model_name] | ({} if vocab_size is None else {"vocab_size": vocab_size})
     if settings["vocab_size"] < len(tokenizer):
         raise ValueError(f"--vocab_size {vocab_size}: the prompts' tokenizer has {len(tokenizer)} tokens")
     config = Qwen2Config(
-        **settings, max_position_embeddings=32_768, tie_word_embeddings=True, rms_norm_eps=1e-6,
+        **settings, max_position_embeddings=MAX_POSITIONS, tie_word_embeddings=True, rms_norm_eps=1e-6,
         rope_parameters={"rope_type": "default", "rope_theta": 1e6}, bos_token_id=None, eos_token_id=None,
         pad_token_id=None,
     )  # fmt: skip

@@ -43,6 +43,10 @@ def main(arguments):
     parser.add_argument("--mean_length", type=float, default=24, help="of the rollout's rows, for random weights")
     args = parser.parse_args(arguments)
     device = common.prepare(args)
+    for name in ("rows", "steps", "rollout_rows", "group_size", "max_new_tokens"):
+        size = getattr(args, name)
+        if (min(size) if isinstance(size, list) else size) < 1:
+            raise ValueError(f"--{name} {size}: must be at least 1")
     if args.rollout_rows % args.group_size:
         raise ValueError(f"--rollout_rows {args.rollout_rows}: must be a multiple of --group_size {args.group_size}")
     if min(args.context) <= args.steps:

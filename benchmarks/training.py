@@ -4,7 +4,7 @@ For every number of rows and every length limit, one rollout is sampled, and mai
 again (learning rate 0, every row with an advantage). Shown: the tokens of all rows, each with its prompt, and how many
 of them a second; useful TFLOP/s, and their share of what this machine's matrix products reach (MFU); the work factor;
 the memory the update takes at its worst, beside what the logits of all answers at once would take. A least-squares
-fit says how the time grows with the tokens.
+fit says how the time grows with the tokens that differ, where a prompt counts once for all its rows.
 
 Useful is what has to be computed, forward and backward: three times the forward pass, no padding, no recomputation,
 a prompt once for all its rows. Work factor: the multiplications really made in the model's matrices over the useful
@@ -39,8 +39,10 @@ def main(arguments):
     args, flags = parser.parse_known_args(arguments)
     device = common.prepare(args)
     config = parse_config([*SETTINGS, "--model_name", args.model_name, *flags])
-    if any(rows % config.group_size for rows in args.rows):
+    if any(rows < 1 or rows % config.group_size for rows in args.rows):
         raise ValueError(f"--rows {args.rows}: each must be a multiple of --group_size {config.group_size}")
+    if min(args.lengths) < 1:
+        raise ValueError(f"--lengths {args.lengths}: each must be at least 1")
     machine = common.measure_machine(device)
     common.show_machine(machine)
     step = Step(Task(config, args, device))
@@ -84,6 +86,7 @@ def measure(step: Step, machine: dict, args) -> dict:
         "limit": step.task.config.max_completion_length,
         "mean_length": statistics.mean(lengths),
         "tokens": tokens,
+        "different_tokens": sum(lengths) + sum(prompts[::group_size]),
         "seconds": times,
         "tokens_per_second": tokens / median,
         "useful_flops": useful / median,
@@ -109,14 +112,17 @@ def print_row(p: dict) -> None:
 
 
 def fit(points: list[dict]) -> dict | None:
-    """Time of an update = constant + a x tokens. Prints it; None when the points are too few."""
-    columns = {"tokens": [p["tokens"] for p in points]}
+    """Time of an update = constant + a x tokens, prompts counted once. Prints it; None when the points are too few."""
+    columns = {"tokens": [p["different_tokens"] for p in points]}
     try:
         line = common.linear_fit(columns, [statistics.median(p["seconds"]) for p in points])
     except ValueError as error:
         print(f"no fit: {error}")
         return None
-    print(f"fit: {line['constant']:.3f} s + {1e6 * line['tokens']:.2f} us a token, R^2 = {line['r2']:.4f}")
+    print(
+        f"fit: {line['constant']:.3f} s + {1e6 * line['tokens']:.2f} us a token, prompts counted once, "
+        f"R^2 = {line['r2']:.4f}"
+    )
     return line
 
 

@@ -102,8 +102,11 @@ def test_soft_step(monkeypatch, capsys):
     assert "soft, K = 5" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("flags", ["--rounds 0", "--threads 0", "--rollout_rows 3", "--model_name tiny --vocab_size 9",
-                                   "--model_name 1m --vocab_size 9", "--context 16"])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    ["--rounds 0", "--threads 0", "--rows 4 0", "--steps 0", "--rollout_rows 3", "--context 16",
+     "--model_name tiny --vocab_size 9", "--model_name 1m --vocab_size 9"],
+)  # fmt: skip
 def test_a_bad_flag_is_one_line(flags, capsys):
     with pytest.raises(SystemExit) as stop:
         common.run("decode.py", decode.main, flags.split())

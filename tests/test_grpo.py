@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from grpo import ADVANTAGE_SCALES, LOSS_TYPES, compute_advantages, kl_estimate, policy_loss
+from grpo import ADVANTAGE_SCALES, LOSS_TYPES, compute_advantages, importance_weights, kl_estimate, policy_loss
 
 # Double precision throughout: two ways of writing the same formula must then agree to about 1e-15.
 F64 = torch.float64
@@ -257,8 +257,9 @@ def test_several_draws_at_a_position_by_hand():
 
 
 def slow_policy_loss(
-    logprobs, old_logprobs, advantages, mask, *, loss_type, clip_low, clip_high, max_length, ref_logprobs, beta
-):
+    logprobs, old_logprobs, advantages, mask, *, loss_type, clip_low, clip_high, max_length, ref_logprobs, beta,
+    draw_weights=None,
+):  # fmt: skip
     """The formulas, one draw at a time: no padding, no broadcasting, no masks in the arithmetic. All (B, T, K)."""
     rows = []  # of lists of positions, of lists of draws, each (row, position, draw)
     for b, row_mask in enumerate(mask.tolist()):
@@ -283,17 +284,17 @@ def slow_policy_loss(
             token_loss, clipped = 0.0, []
             for i in draws:
                 ratio = torch.exp(logprobs[i] - old_logprobs[i])
+                weight = 1.0 if draw_weights is None else draw_weights[i].item()
                 if loss_type == "cispo":
-                    token_loss -= min(ratio.item(), 1 + clip_high) * A * logprobs[i]
+                    token_loss -= weight * min(ratio.item(), 1 + clip_high) * A * logprobs[i]
                     clipped.append(ratio.item() > 1 + clip_high)
-                elif loss_type == "gspo":
+                elif loss_type == "gspo":  # the row's one term, shared by the position's draws
+                    token_loss -= weight * row_objective / len(draws)
                     clipped.append(row_clipped)
                 else:
                     draw_objective, draw_clipped = objective(ratio, A)
-                    token_loss -= draw_objective
+                    token_loss -= weight * draw_objective
                     clipped.append(draw_clipped)
-            if loss_type == "gspo":
-                token_loss -= row_objective
             clip_frac += sum(clipped) / len(draws) / num_tokens
             if ref_logprobs is not None:
                 log_ratios = [ref_logprobs[i] - logprobs[i] for i in draws]
@@ -561,6 +562,97 @@ def test_masked_entries_may_hold_anything(loss_type, shape, garbage):
         assert torch.equal(dirty_loss, loss)
         assert dirty_stats == stats
         assert torch.equal(dirty_gradient, gradient)  # nan equals nothing, so there is none
+
+
+# ---- Importance weights: the actor is not quite the policy -----------------------------------------------------------
+
+
+def test_importance_weights_by_hand():
+    logprobs, sampled = tensor([[-1.0, -2.0, -0.5, -3.0]]), tensor([[-1.0, -2.5, -1.5, -2.0]])
+    expected = [[1.0, math.exp(0.5), 2.0, math.exp(-1.0)]]  # p_policy / p_actor, the third one cut from e to 2
+    assert_close(importance_weights(logprobs, sampled, 2.0), tensor(expected))
+    assert importance_weights(logprobs, sampled, 1e9)[0, 2].item() == pytest.approx(math.e)
+    assert importance_weights(logprobs, sampled, 1.0).max() == 1  # a cap of 1 only ever lowers
+
+
+def test_importance_weights_of_the_policy_itself_are_exactly_one():
+    logprobs, *_ = random_step((6, 5, 3))
+    assert torch.equal(importance_weights(logprobs, logprobs, 1.0), torch.ones_like(logprobs))
+
+
+def test_importance_weights_make_the_actors_samples_stand_for_the_policy():
+    """Without a cap, the mean of weight * f over the actor's draws is the policy's mean of f."""
+    generator = torch.Generator().manual_seed(0)
+    policy, actor = (torch.log_softmax(torch.randn(50, dtype=F64, generator=generator), 0) for _ in range(2))
+    f = torch.randn(50, dtype=F64, generator=generator)
+    assert_close((actor.exp() * importance_weights(policy, actor, math.inf) * f).sum(), (policy.exp() * f).sum())
+
+
+def random_draw_weights(shape, seed=0):
+    return 0.5 + torch.rand(shape, dtype=F64, generator=torch.Generator().manual_seed(seed + 100))
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_weighted_fast_equals_slow(loss_type, shape, beta):
+    logprobs, old_logprobs, ref_logprobs, advantages, mask = random_step(shape)
+    draw_weights = random_draw_weights(shape)
+    settings = {"loss_type": loss_type, "clip_low": 0.1, "clip_high": 0.25, "max_length": 7, "beta": beta}
+    loss, stats, gradient = loss_and_gradient(
+        logprobs, old_logprobs, advantages, mask, ref_logprobs=ref_logprobs, draw_weights=draw_weights, **settings
+    )
+    logprobs.requires_grad_()
+    slow_loss, slow_stats = slow_policy_loss(
+        *(x.view(6, 5, -1) for x in (logprobs, old_logprobs)), advantages, mask.view(6, 5, -1),
+        ref_logprobs=ref_logprobs.view(6, 5, -1), draw_weights=draw_weights.view(6, 5, -1), **settings,
+    )  # fmt: skip
+    assert_close(loss, slow_loss.detach())
+    assert_close(gradient, torch.autograd.grad(slow_loss, logprobs)[0])
+    assert stats == pytest.approx(slow_stats)  # neither the clip nor the KL is weighted
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_weights_of_one_change_nothing_and_weights_of_two_double(loss_type, shape):
+    logprobs, old_logprobs, _, advantages, mask = random_step(shape)
+    arguments = (logprobs, old_logprobs, advantages, mask)
+    settings = {"loss_type": loss_type, "max_length": 7}
+    plain = loss_and_gradient(*arguments, **settings)
+    for weight in (1, 2):
+        draw_weights = torch.full(shape, float(weight), dtype=F64)
+        loss, stats, gradient = loss_and_gradient(*arguments, draw_weights=draw_weights, **settings)
+        assert_close(loss, weight * plain[0])
+        assert_close(gradient, weight * plain[2])
+        assert stats == plain[1]
+
+
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_the_kl_is_not_weighted(loss_type):
+    """It is a property of the policy at the tokens that were drawn; a weight of 0 leaves it alone."""
+    logprobs, old_logprobs, ref_logprobs, advantages, mask = random_step((6, 5))
+    settings = {"loss_type": loss_type, "max_length": 7, "ref_logprobs": ref_logprobs, "beta": 0.3}
+    silenced = loss_and_gradient(
+        logprobs, old_logprobs, advantages, mask, draw_weights=torch.zeros(6, 5, dtype=F64), **settings
+    )
+    no_signal = loss_and_gradient(logprobs, old_logprobs, 0 * advantages, mask, **settings)
+    assert_close(silenced[0], no_signal[0])
+    assert_close(silenced[2], no_signal[2])
+    assert silenced[0] > 0
+
+
+@pytest.mark.parametrize("garbage", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("loss_type", LOSS_TYPES)
+def test_masked_weights_may_be_anything(loss_type, shape, garbage):
+    logprobs, old_logprobs, _, advantages, mask = random_step(shape)
+    draw_weights = random_draw_weights(shape)
+    settings = {"loss_type": loss_type, "max_length": 7}
+    clean, dirty = (
+        loss_and_gradient(logprobs, old_logprobs, advantages, mask, draw_weights=weights, **settings)
+        for weights in (draw_weights, draw_weights.masked_fill(~mask, garbage))
+    )
+    assert torch.equal(dirty[0], clean[0]) and torch.equal(dirty[2], clean[2]) and dirty[1] == clean[1]
 
 
 # ---- Errors ----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -536,3 +537,294 @@ def test_out_of_memory_halves_the_micro_batch_and_tries_again(tokenizer, monkeyp
     monkeypatch.setattr(llms, "completion_logprobs", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA")))
     with pytest.raises(torch.OutOfMemoryError):
         weights_after_update(tokenizer)
+
+
+# ---------------------------------------------------------------- an actor that is not quite the policy
+
+
+def slow_weighted_loss(model, rollout, advantages, old, weights, loss_type, max_length):
+    """The loss of one optimizer step, a row at a time: plain forward passes, each token's term times its weight."""
+    rows, num_tokens, sampled = [], int(rollout.lengths.sum()), rollout.logprobs[..., 0]
+    for row, n in enumerate(rollout.lengths.tolist()):
+        tokens, start = rollout.trace_ids[row, :n], len(rollout.prompt_ids[row])
+        logits = model(torch.cat([rollout.prompt_ids[row], tokens])[None]).logits[0, start - 1 : -1]
+        logprobs = torch.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0]  # (n,)
+        before = logprobs.detach() if old is None else old[row]
+        weight = (before - sampled[row, :n]).exp().clamp(max=1.3) if weights is None else weights[row]
+        log_ratio = logprobs - before
+        ratio = (log_ratio.mean() if loss_type == "gspo" else log_ratio).exp()
+        A = advantages[row]
+        if loss_type == "cispo":
+            terms = -weight * ratio.clamp(max=1.2).detach() * A * logprobs
+        else:
+            terms = -weight * torch.min(ratio * A, ratio.clamp(0.8, 1.2) * A)
+        rows.append((terms, before, weight))
+    losses = [terms for terms, _, _ in rows]
+    if loss_type in ("grpo", "gspo"):
+        loss = sum(terms.mean() for terms in losses) / len(losses)
+    else:
+        loss = sum(terms.sum() for terms in losses)
+        loss = loss / (len(losses) * max_length if loss_type == "dr_grpo" else num_tokens)
+    return loss, [before for _, before, _ in rows], [weight for _, _, weight in rows]
+
+
+def policy_and_a_noisy_actor(tokenizer):
+    policy, actor = random_model(), random_model()
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in actor.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    rollout = generate(actor, tokenizer, PROMPTS, group_size=4, max_new_tokens=20, seed=0)
+    return policy, actor, rollout, torch.randn(16)
+
+
+@pytest.mark.parametrize("loss_type", grpo.LOSS_TYPES)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_draws_of_another_actor_are_weighted_as_the_slow_loss_says(tokenizer, loss_type, steps):
+    """Over two passes: the weights are those of the policy that sampling began with, and nothing is differentiated
+    through them."""
+    policy, actor, rollout, advantages = policy_and_a_noisy_actor(tokenizer)
+    by_hand = random_model()
+    settings = dict(
+        loss_type=loss_type, minibatches=1, updates_per_rollout=steps, max_grad_norm=1e9, rollout_is_cap=1.3,
+        max_completion_length=20, tokens_per_micro_batch=100,
+    )  # fmt: skip
+    old = weights = None
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.01)
+    for _ in range(steps):
+        loss, old, weights = slow_weighted_loss(by_hand, rollout, advantages, old, weights, loss_type, 20)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    weights = torch.cat(weights)
+    assert (weights == 1.3).any() and (weights < 1).any()
+
+    def distance(**overrides):
+        model = random_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        update(model, actor, None, optimizer, rollout, advantages, tiny_config("unused", **(settings | overrides)))
+        pairs = zip(model.parameters(), by_hand.parameters(), strict=True)
+        return max((a - b).abs().max().item() for a, b in pairs)
+
+    start = max((a - b).abs().max().item() for a, b in zip(policy.parameters(), by_hand.parameters(), strict=True))
+    assert distance() < 1e-3 * start
+    assert distance(rollout_is_cap=0.0) > 0.05 * start, "without the weights it is another step"
+
+
+@pytest.mark.parametrize("settings", [dict(), dict(updates_per_rollout=2)])
+def test_weights_change_nothing_where_the_policy_itself_samples(tokenizer, settings):
+    weighted, plain = (weights_after_update(tokenizer, rollout_is_cap=cap, **settings)[0] for cap in (2.0, 0.0))
+    for a, b in zip(weighted, plain, strict=True):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_the_log_prob_gap_is_the_mean_difference_of_the_real_draws(tokenizer):
+    policy, actor, rollout, advantages = policy_and_a_noisy_actor(tokenizer)
+    expected = (llms.completion_logprobs(policy, rollout) - rollout.logprobs).abs()[rollout.draw_mask].mean().item()
+    for budget in (100, 10**6):
+        model = random_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        config = tiny_config("unused", minibatches=1, tokens_per_micro_batch=budget)
+        stats = update(model, actor, None, optimizer, rollout, advantages, config)
+        assert stats["logprob_gap"] == pytest.approx(expected, rel=1e-3)
+    assert expected > 0.01
+
+
+# ---------------------------------------------------------------- a reference that follows
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """They take longer than a short run."""
+    monkeypatch.setattr(main.plotter, "plot_run", lambda folder: None)
+
+
+@pytest.fixture(scope="module")
+def small_data(tmp_path_factory):
+    """A folder with 20 problems of each split, which loads faster than the endless task."""
+    folder = tmp_path_factory.mktemp("data")
+    for split in ("train", "test"):
+        problems = main.rldatasets.generate_arithmetic(split, 20)
+        lines = [json.dumps({"question": p.question, "answer": p.solution}) + "\n" for p in problems]
+        (folder / f"{split}.jsonl").write_text("".join(lines))
+    return str(folder)
+
+
+SMALL_STEPS = dict(problems_per_step=2, group_size=4, minibatches=1, max_completion_length=40)
+
+
+def test_a_resumed_run_has_the_reference_that_it_had(tmp_path, small_data, no_pictures):
+    settings = dict(beta=0.05, reference_refresh_steps=1, reference_mix=0.5, save_steps=1, eval_problems=2)
+    settings |= SMALL_STEPS | dict(dataset_path=small_data, save_total_limit=5)
+    whole = train(tiny_config(tmp_path / "whole", max_steps=3, **settings))
+    first_step = whole / "checkpoints/step-1"
+    held = torch.load(first_step / "trainer_state.pt", weights_only=True)["reference"]
+    base, policy = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (ROOT / "tiny", first_step))
+    for name, weight in held.items():
+        assert torch.allclose(weight, (base[name] + policy[name]) / 2, atol=1e-7)
+    assert any((weight != base[name]).any() for name, weight in held.items())
+
+    train(tiny_config(tmp_path / "run", max_steps=1, **settings))
+    resumed = train(tiny_config(tmp_path / "run", max_steps=3, resume_from_checkpoint="latest", **settings))
+    assert without_times(metrics_of(resumed))[2:] == without_times(metrics_of(whole))[2:]
+    assert metrics_of(whole)[1]["kl"] >= 0 and metrics_of(whole)[3]["kl"] > 0
+    a, b = (AutoModelForCausalLM.from_pretrained(f / "checkpoints/latest") for f in (resumed, whole))
+    assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_the_reference_is_refreshed_when_it_is_due(tmp_path, small_data, no_pictures, monkeypatch):
+    due = []
+    monkeypatch.setattr(llms, "refresh_reference", lambda reference, policy, mix: due.append((len(seen), mix)))
+    seen = []
+    original = main.update
+    monkeypatch.setattr(main, "update", lambda *arguments: (seen.append(1), original(*arguments))[1])
+    settings = SMALL_STEPS | dict(max_steps=5, eval_steps=5, save_steps=5, eval_problems=2, dataset_path=small_data)
+    train(tiny_config(tmp_path / "a", beta=0.05, reference_refresh_steps=2, reference_mix=0.3, **settings))
+    assert due == [(2, 0.3), (4, 0.3)]
+    due.clear()
+    train(tiny_config(tmp_path / "b", beta=0.05, **(settings | dict(max_steps=1))))
+    assert due == []
+    with pytest.raises(ValueError, match="reference_refresh_steps 2: there is no reference at --beta 0"):
+        tiny_config("unused", reference_refresh_steps=2)
+    with pytest.raises(ValueError, match="reference_mix 1.5: must be at most 1"):
+        tiny_config("unused", beta=0.1, reference_mix=1.5)
+
+
+# ---------------------------------------------------------------- evaluation alone
+
+
+@pytest.fixture(scope="module")
+def held_out(small_data, tmp_path_factory):
+    """A folder with a test split and nothing else."""
+    folder = tmp_path_factory.mktemp("held_out")
+    shutil.copy(f"{small_data}/test.jsonl", folder)
+    return str(folder)
+
+
+def eval_config(folder, held_out, **overrides):
+    """In batches of 8 rows."""
+    settings = dict(dataset_path=held_out, eval_only=True, eval_samples=2, max_completion_length=40, eval_problems=12)
+    settings |= dict(problems_per_step=2, group_size=4, minibatches=1)
+    return tiny_config(folder, **(settings | overrides))
+
+
+def files_of(folder):
+    return {name: (folder / name).read_bytes() for name in ("eval.json", "greedy.jsonl", "sampled.jsonl")}
+
+
+@pytest.fixture(scope="module")
+def whole_evaluation(held_out, tmp_path_factory):
+    """A finished evaluation: two greedy batches, of 8 and 4 rows, and three sampled ones."""
+    return main.evaluate_only(eval_config(tmp_path_factory.mktemp("evaluation") / "run", held_out))
+
+
+def test_evaluation_alone_against_evaluate(tmp_path, held_out, capsys):
+    """It needs a test split only, and eval_samples 8 gives pass@8 and maj@8."""
+    config = eval_config(tmp_path / "run", held_out, eval_samples=8, eval_problems=5)
+    folder = main.evaluate_only(config)
+    table = json.loads((folder / "eval.json").read_text())
+    model, tokenizer = llms.load("tiny")
+    problems = main.rldatasets.load_problems("arithmetic", "test", 5, held_out)
+    for name, temperature, samples in (("greedy", 0.0, 1), ("sampled", 1.0, 8)):
+        expected = evaluator.evaluate(
+            model, tokenizer, problems, samples=samples, temperature=temperature, max_new_tokens=40, seed=0,
+            rows_per_batch=8,
+        )  # fmt: skip
+        records = expected.pop("records")
+        assert table[name] == pytest.approx(expected) and len(records) == 5 * samples
+        assert [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()] == records
+    assert {"pass@8", "maj@8"} <= table["sampled"].keys() and "pass@1" not in table["greedy"]
+    assert table["sampled"]["n"] == 5 and table["sampled"]["samples"] == 8
+    said = capsys.readouterr().out
+    for name in ("greedy", "sampled"):
+        [line] = [line for line in said.splitlines() if line.startswith(name)]
+        assert f"{table[name]['accuracy']:.1%} " in line and f"{table[name]['accuracy_flexible']:.1%} " in line
+    assert f"pass@8 {table['sampled']['pass@8']:.1%}" in said and f"maj@8 {table['sampled']['maj@8']:.1%}" in said
+    assert "tiny on 5 test problems" in said and str(folder) in said
+
+
+@pytest.mark.parametrize("batches_done, torn", [(0, False), (1, True), (2, False), (4, True)])
+def test_an_interrupted_evaluation_goes_on_and_ends_as_if_it_had_not_been(
+    tmp_path, held_out, whole_evaluation, monkeypatch, batches_done, torn
+):
+    """A kill may also tear the last line of a log."""
+    config, made = eval_config(tmp_path / "run", held_out), []
+
+    def generate_until(*arguments, **options):
+        if len(made) == batches_done:
+            raise KeyboardInterrupt
+        made.append(1)
+        return original(*arguments, **options)
+
+    original = evaluator.generate
+    monkeypatch.setattr(evaluator, "generate", generate_until)
+    with pytest.raises(KeyboardInterrupt):
+        main.evaluate_only(config)
+    if torn:
+        with open(tmp_path / "run" / ("sampled.jsonl" if batches_done > 2 else "greedy.jsonl"), "a") as log:
+            log.write('{"question": "Mia has')
+
+    again = []
+    monkeypatch.setattr(evaluator, "generate", lambda *a, **k: (again.append(1), original(*a, **k))[1])
+    assert files_of(main.evaluate_only(config)) == files_of(whole_evaluation)
+    assert len(again) == 5 - batches_done, "batches that were done are not made again"
+
+
+def test_a_batch_that_was_logged_in_part_is_made_again(tmp_path, held_out, whole_evaluation, monkeypatch):
+    folder = shutil.copytree(whole_evaluation, tmp_path / "run")
+    lines = (folder / "sampled.jsonl").read_text().splitlines(keepends=True)
+    (folder / "sampled.jsonl").write_text("".join(lines[:13]))  # one batch of 8 and a part
+    (folder / "eval.json").unlink()
+    assert files_of(main.evaluate_only(eval_config(folder, held_out))) == files_of(whole_evaluation)
+
+
+def test_a_finished_evaluation_is_shown_again_without_sampling(held_out, whole_evaluation, monkeypatch):
+    before = files_of(whole_evaluation)
+    monkeypatch.setattr(evaluator, "generate", lambda *a, **k: pytest.fail("sampled again"))
+    assert files_of(main.evaluate_only(eval_config(whole_evaluation, held_out))) == before
+
+
+def test_other_settings_do_not_go_on_with_an_evaluation(tmp_path, held_out, whole_evaluation):
+    folder = shutil.copytree(whole_evaluation, tmp_path / "run")
+    config = eval_config(folder, held_out)
+    others = dict(
+        seed=1, temperature=0.7, model_name="tiny_student", eval_samples=3, eval_problems=11, tags="think",
+        max_completion_length=41, prefill=True, stop_at_answer=True, soft_thinking=True,
+    )  # fmt: skip
+    for name, value in others.items():
+        with pytest.raises(ValueError) as error:
+            main.evaluate_only(dataclasses.replace(config, **{name: value}))
+        text = str(error.value)
+        assert text.startswith(f"--{name} {value}: ") and f"made with {getattr(config, name)}" in text
+        assert "--output_dir" in text and "--overwrite_output_dir" in text and "\n" not in text
+    assert files_of(folder) == files_of(whole_evaluation)
+    main.evaluate_only(dataclasses.replace(config, seed=1, overwrite_output_dir=True))
+    assert files_of(folder)["greedy.jsonl"] == files_of(whole_evaluation)["greedy.jsonl"]  # which has no use for seeds
+    assert files_of(folder)["sampled.jsonl"] != files_of(whole_evaluation)["sampled.jsonl"]
+
+
+def test_evaluation_and_training_do_not_share_a_folder(whole_evaluation, finished_run, small_data):
+    before = everything_in(finished_run), everything_in(whole_evaluation)
+    with pytest.raises(ValueError, match="--output_dir, or replace it with --overwrite_output_dir"):
+        main.evaluate_only(eval_config(finished_run, small_data))
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(tiny_config(whole_evaluation, dataset_path=small_data))
+    assert (everything_in(finished_run), everything_in(whole_evaluation)) == before
+
+
+def everything_in(folder):
+    return {file: file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def test_any_file_in_the_shape_of_gsm8k_is_measured(tmp_path, monkeypatch, capsys):
+    """A single file, questions with a passage as in SVAMP; through the command line."""
+    rows = [{"question": f"Tom has {n} pens. He loses 1. How many pens does Tom have?", "answer": f"#### {n - 1}.0"}
+            for n in range(5, 9)]  # fmt: skip
+    (tmp_path / "svamp.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.chdir(tmp_path)
+    arguments = "--preset tiny --eval_only --dataset_name svamp --dataset_path svamp.jsonl --max_completion_length 30"
+    monkeypatch.setattr(sys, "argv", ["main.py", *arguments.split()])
+    main.main()
+    assert "tiny on 4 test problems" in capsys.readouterr().out
+    table = json.loads((tmp_path / "runs/eval-tiny/eval.json").read_text())
+    assert table["greedy"]["n"] == table["sampled"]["n"] == 4

@@ -742,3 +742,33 @@ def test_the_command_line_refuses_in_one_line():
     assert result.stderr.count("\n") == 1
     assert "choose from" in result.stderr
     assert "usage" in command_line().stderr
+
+
+# ---- A tag that is written for the model -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("style", ["chat", "plain"])
+@pytest.mark.parametrize("tags", ["think", "reasoning"])
+@pytest.mark.parametrize("which", ["tiny", "qwen"])
+def test_a_prefilled_prompt_is_the_prompt_and_the_tag(request, which, tags, style):
+    tokenizer = request.getfixturevalue(which)
+    plain, begun = (build_prompt(tokenizer, "What is 2+3?", tags=tags, style=style, prefill=p) for p in (False, True))
+    assert begun == plain + f"<{tags}>\n" and rldatasets.prefilled(tags) == f"<{tags}>\n"
+    assert plain == build_prompt(tokenizer, "What is 2+3?", tags=tags, style=style)
+    assert tokenizer.decode(ids_of(tokenizer, begun)) == begun
+
+
+def test_the_line_break_after_a_prefilled_tag_is_a_token_with_it(qwen):
+    """Which is why it is there: `>` alone would be a token that in real text something else follows."""
+    for tags in ("think", "reasoning"):
+        last = ids_of(qwen, build_prompt(qwen, "Q?", tags=tags, prefill=True))[-1]
+        assert qwen.decode([last]) == ">\n"
+
+
+def test_prompts_are_measured_with_the_prefilled_tag(tiny):
+    problem = Problem("What is 2+3?", "5", "#### 5")
+    for prefill in (False, True):
+        length = len(ids_of(tiny, build_prompt(tiny, problem.question, prefill=prefill)))
+        assert drop_long_prompts([problem], tiny, length, prefill=prefill) == [problem]
+        with pytest.raises(ValueError, match=f"the shortest prompt has {length} tokens"):
+            drop_long_prompts([problem], tiny, length - 1, prefill=prefill)

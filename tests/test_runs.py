@@ -654,3 +654,44 @@ def test_the_stopwatch_with_the_real_clock():
     with stopwatch(CPU) as seconds:
         time.sleep(0.05)
     assert 0.05 <= seconds() < 5
+
+
+# ---- Going on with other settings ------------------------------------------------------------------------------------
+
+
+def test_other_settings_are_refused_by_the_first_that_differs(tmp_path):
+    config = {"seed": 0, "temperature": 1.0, "output_dir": "a", "dataset_path": None}
+    write_args(tmp_path, config, CPU)
+    runs.refuse_other_settings(tmp_path, dict(config), ())
+    runs.refuse_other_settings(tmp_path, config | {"output_dir": "b"}, ("output_dir",))
+    for name, value in (("seed", 1), ("temperature", 0.5), ("output_dir", "b"), ("dataset_path", "x"), ("new", 7)):
+        with pytest.raises(ValueError, match=rf"^--{name} {value}: .*--output_dir.*--overwrite_output_dir") as error:
+            runs.refuse_other_settings(tmp_path, config | {name: value}, ())
+        assert f"made with {config.get(name)}" in str(error.value) and str(tmp_path) in str(error.value)
+        assert "\n" not in str(error.value)
+    with pytest.raises(ValueError, match="^--seed 1"):  # of two, the first
+        runs.refuse_other_settings(tmp_path, config | {"seed": 1, "temperature": 0.5}, ())
+
+
+def test_a_log_is_replaced_as_a_whole(tmp_path, monkeypatch):
+    log = JsonLines(tmp_path / "greedy.jsonl")
+    log.replace([{"a": 1}])  # also where there is none yet
+    assert log.read() == [{"a": 1}]
+    log.append({"a": 2})
+    (tmp_path / "greedy.tmp").write_text("left by a crash\n")
+    log.replace([{"a": 3}, {"a": 4}])
+    assert log.file.read_text() == '{"a": 3}\n{"a": 4}\n'
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError):
+        log.replace([])
+    assert log.read() == [{"a": 3}, {"a": 4}]
+
+
+def test_an_evaluations_files_are_a_runs_files(tmp_path):
+    """They are refused, and cleared, as a training run's are."""
+    for name in ("greedy.jsonl", "sampled.jsonl", "eval.json"):
+        (tmp_path / name).write_text("old")
+        with pytest.raises(ValueError, match="already holds a run"):
+            create_folder(str(tmp_path))
+        create_folder(str(tmp_path), overwrite=True)
+        assert not (tmp_path / name).exists()
