@@ -365,9 +365,8 @@ class TokenFigure:
     def __init__(self, arrays: dict[str, np.ndarray], texts: dict[int, str]):
         self.arrays, self.texts = arrays, texts
         self.figure = Figure(figsize=(9.6, 4.4))
-        self.title = self.figure.text(
-            0.07, 0.935, "", fontsize=13, parse_math=False
-        )  # bold: a second font in each file
+        # Not bold: that would put a second font into every file.
+        self.title = self.figure.text(0.07, 0.935, "", fontsize=13, parse_math=False)
         self.facts = self.figure.text(0.07, 0.885, "", fontsize=9, color="#444444")
         self._make_curve(self.figure.add_axes((0.085, 0.12, 0.4, 0.72)))
         self._make_bars(self.figure.add_axes((0.62, 0.12, 0.3, 0.72)))
@@ -431,9 +430,8 @@ def draw_token_figures(trace, folder: Path, limit: int | None = None, workers: i
     num_steps = len(trace) if limit is None else min(limit, len(trace))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = workers or max(1, min(cores, num_steps // FIGURES_A_WORKER))
-    texts = {
-        token: trace.label(token) for token in {*trace["topk_ids"].flatten().tolist(), *trace["token_ids"].tolist()}
-    }
+    ids = {*trace["topk_ids"].flatten().tolist(), *trace["token_ids"].tolist()}
+    texts = {token: trace.label(token) for token in ids}
     starts = range(0, num_steps, BLOCK)
     blocks = [(trace.arrays, texts, folder, range(start, min(start + BLOCK, num_steps))) for start in starts]
     with tqdm(total=num_steps, desc="token figures", unit="figure") as progress:
@@ -516,14 +514,15 @@ def draw_free_comparison(a, b, shared: int, file: Path) -> None:
         ("logp", "Surprisal of the chosen token", "nats"),
         ("n95", "Nucleus: tokens that hold 95 %", "n95"),
     )
+    after = shared if shared < length else 0  # two runs that are the same are compared whole
     for panel, (key, title, unit) in zip(rows[1].subplots(1, 3), measures, strict=True):
         for _, trace, color, style in sides:
-            values = np.sort(np.abs(trace[key][shared:].astype(float)))
+            values = np.sort(np.abs(trace[key][after:].astype(float)))
             if len(values):
                 panel.step(values, np.arange(1, len(values) + 1) / len(values), style, where="post", color=color)
         panel.set(title=title, xlabel=unit, ylim=(0, 1.03))
     rows[1].supylabel("share of steps at or below", fontsize=9.5)
-    where = f"after the first difference, at step {shared}" if shared else "of the whole runs"
+    where = f"after the first difference, at step {after}" if after else "of the whole runs"
     rows[1].suptitle(f"Distributions {where}", fontsize=9.5, color="#555555")
     if soft:
         axes = rows[2].subplots()

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes what is in this folder again: three seeds of the default run, the sweep, and the comparison at equal cost.
+# Makes what is in this folder again (the sweep), and three seeds of the default run and the comparison at equal cost.
 # From the repo's root: sh plots/distill/reproduce.sh       (PYTHON=.venv/bin/python is the default)
 set -e
 PYTHON=${PYTHON:-.venv/bin/python}
