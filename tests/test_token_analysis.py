@@ -27,7 +27,7 @@ from soft_thinking import SoftThinking
 
 QUESTION = "Mia has 12 eggs. Mia doubles them. How many eggs does Mia have?"
 FAST = ["--num_resamples", "3", "--forks", "1", "--skip_individual_pdfs"]
-QWEN = Path("/work/shared/qwen2.5-tokenizer")
+QWEN = Path(__file__).resolve().parent.parent.parent / "shared/qwen2.5-tokenizer"
 
 
 # ---------------------------------------------------------------- measures
