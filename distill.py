@@ -10,6 +10,7 @@
     python distill.py train --epochs 2                  # a stage by itself, and whatever it needs that is not there yet
     python distill.py --preset tiny --loss rkl --on_policy_fraction 1 --data_dir runs/distill-tiny --output_dir runs/rkl
     python distill.py sweep --sweep_students "tiny_student;layers=2,width=64;layers=2,init=teacher_layers"
+    torchrun --nproc_per_node 4 distill.py              # several GPUs: see processes.py
     python distill.py --help
 
 Each stage leaves a folder of its name with its settings, goes on in it where it was stopped, and on a CPU ends where it
@@ -20,6 +21,7 @@ hidden states or attention maps, teachers behind an API.
 
 import copy
 import dataclasses
+import functools
 import json
 import math
 import multiprocessing
@@ -44,6 +46,7 @@ import evaluator
 import llms
 import main as grpo_main
 import plotter
+import processes
 import rldatasets
 import runs
 import settings
@@ -100,8 +103,8 @@ def token_losses(policy, teacher, rollout: Rollout, rows: list[int], loss: str, 
         return divergence(*(x.log_softmax(dim=-1) for x in logits), loss, beta)
 
     # As in llms.draw_logprobs: the logits of no more than one chunk exist at any time; they are computed once more in
-    # the backward pass if there are several.
-    size = max(1, llms.MAX_LOGITS // (2 * width))
+    # the backward pass if there are several. Here autograd keeps about four numbers for every logit of the two models.
+    size = max(1, llms.MAX_LOGITS // (4 * width))
     if len(student_hidden) <= size:
         return one_chunk(student_hidden, teacher_hidden)
     chunks = zip(student_hidden.split(size), teacher_hidden.split(size), strict=True)
@@ -147,6 +150,7 @@ class Optimization:
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
     seed: int = setting(0, "of the data order, the sampling and random weights")
     tokens_per_micro_batch: int = setting(2048, "tokens in one forward and backward pass (memory, not results)")
+    fsdp: bool = setting(False, "several processes: divide the student's fp32 weights and moments among them (FSDP2)")
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third more time")
 
 
@@ -286,7 +290,7 @@ def names_of(*sections) -> set[str]:
 
 
 # Which settings each stage's results come from: to go on with other ones would mix two runs.
-TRAINING = names_of(Optimization) - {"tokens_per_micro_batch", "gradient_checkpointing"}
+TRAINING = names_of(Optimization) - {"tokens_per_micro_batch", "gradient_checkpointing", "fsdp"}
 TRAINING |= {"loss", "jsd_beta", "on_policy_fraction", "data_dir"}
 DEPENDS_ON = {
     "generate": names_of(ModelAndData, Sampling) - {"model_name"}
@@ -321,7 +325,7 @@ def run(config: DistillConfig) -> Path:
         stages = [stage for stage in stages if stage not in SAMPLED]
     if config.overwrite_output_dir:  # only now, when nothing is left that could be refused
         for stage in BUILT_ON[config.stage]:
-            shutil.rmtree(folder / stage, ignore_errors=True)
+            processes.on_main(shutil.rmtree, folder / stage, True)
 
     record = dataclasses.asdict(config)
     for stage in stages:
@@ -329,8 +333,8 @@ def run(config: DistillConfig) -> Path:
             depends = {name: record[name] for name in sorted(DEPENDS_ON[stage])}
             runs.refuse_other_settings(places[stage], depends, may_differ=())
     for stage in stages:
-        if not (places[stage] / "args.json").exists():
-            make_folder(places[stage])
+        if not processes.on_main((places[stage] / "args.json").exists):
+            processes.on_main(make_folder, places[stage])
             runs.write_args(places[stage], record, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         STAGES[stage](dataclasses.replace(config, teacher_name=find_teacher(config, data)), places)
     return folder
@@ -338,6 +342,9 @@ def run(config: DistillConfig) -> Path:
 
 def check(config: DistillConfig, data: Path) -> None:
     """Refuses what can be known before hours of sampling: models, their positions and tokenizers, the data."""
+    if config.batch_size % processes.count():
+        raise ValueError(f"--batch_size {config.batch_size}: must be a multiple of {processes.count()} processes")
+    processes.refuse_to_divide_by_one(config.fsdp)
     if config.data_dir:
         if not (data / "filter" / "distill.jsonl").exists():
             raise ValueError(f"--data_dir {config.data_dir}: there is no filter/distill.jsonl in it")
@@ -439,20 +446,24 @@ def generate_stage(config: DistillConfig, places: dict[str, Path]) -> None:
     tokenizer = load_tokenizer(config.teacher_name, config)
     problems = rldatasets.drop_long_prompts(problems, tokenizer, config.max_prompt_length, **config.prompting())
     batches = [problems[i : i + config.problems_per_step] for i in range(0, len(problems), config.problems_per_step)]
-    rows = log.read()
+    rows = processes.on_main(log.read)
     if len(rows) == len(problems) * config.group_size:
         return
     done = len(rows) // (config.problems_per_step * config.group_size)
     log.replace(rows[: done * config.problems_per_step * config.group_size])  # a batch is there whole or not at all
 
     teacher = llms.load(config.teacher_name, dtype=sampling_dtype(), trust_remote_code=config.trust_remote_code)[0]
-    for number in tqdm(range(done, len(batches)), "generate", initial=done, total=len(batches), unit="batch"):
-        rollout = sample(teacher, tokenizer, batches[number], config, seed=config.seed * 1_000_003 + number)
-        log.append(*answer_records(batches[number], rollout, config))
+    rounds = range(done, len(batches), processes.count())  # a batch for each process
+    for first in tqdm(rounds, "generate", unit="batch", disable=not processes.is_main()):
+        number, own = first + processes.rank(), []
+        if number < len(batches):
+            rollout = sample(teacher, tokenizer, batches[number], config, seed=config.seed * 1_000_003 + number)
+            own = answer_records(batches[number], rollout, config)
+        log.append(*processes.gather(own))
 
 
-def sample(model, tokenizer, problems, config, seed: int) -> Rollout:
-    """group_size answers to each problem (anything with a question), sampled as in main.py."""
+def sample(model, tokenizer, problems, config, seed: int, places=None) -> Rollout:
+    """group_size answers to each problem (anything with a question), sampled as in main.py. places: see `generate`."""
     return generate(
         model,
         tokenizer,
@@ -462,6 +473,7 @@ def sample(model, tokenizer, problems, config, seed: int) -> Rollout:
         temperature=config.temperature,
         stop_tag=config.stop_tag(),
         seed=seed,
+        places=places,
     )
 
 
@@ -524,7 +536,7 @@ def filter_rows(rows: list[dict], keep_per_problem: int, test_questions: set[str
 def train_stage(config: DistillConfig, places: dict[str, Path]) -> None:
     """distilled/ and gold/: the student after each of its two lessons, from the same start and problem by problem."""
     rows = runs.JsonLines(places["filter"] / "distill.jsonl").read()
-    start = untrained_student(config, places["train"])
+    start = processes.on_main(untrained_student, config, places["train"])
     train_student(config, start, rows, places["train"] / "distilled")
     if config.control == "gold":
         plain = dataclasses.replace(config, loss="sft", on_policy_fraction=0.0)
@@ -560,8 +572,10 @@ def sweep_stage(config: DistillConfig, places: dict[str, Path]) -> None:
         student = dict(student_config=text) if "=" in text else dict(model_name=text, student_config=None)
         folder = places["sweep"] / text.replace("/", "--")
         one = dataclasses.replace(config, **student)
-        train_student(one, untrained_student(one, folder), rows, folder)
+        train_student(one, processes.on_main(untrained_student, one, folder), rows, folder)
         models[text] = str(folder / "checkpoints" / "latest")
+    if not processes.is_main():
+        return
     table = measure_all(models, config, places["sweep"])
     write_json(places["sweep"] / "sweep.json", table)
     plotter.save({"sweep.png": sweep_figure(table)}, places["sweep"])
@@ -571,9 +585,9 @@ def sweep_stage(config: DistillConfig, places: dict[str, Path]) -> None:
 
 STAGES = {
     "generate": generate_stage,
-    "filter": filter_stage,
+    "filter": functools.partial(processes.on_main, filter_stage),
     "train": train_stage,
-    "report": report_stage,
+    "report": functools.partial(processes.on_main, report_stage),
     "sweep": sweep_stage,
 }
 
@@ -618,10 +632,15 @@ def train_student(config: DistillConfig, start: str, rows: list[dict], folder: P
     num_steps = max(1, round(config.epochs * len(rows) / config.batch_size))
     if (folder / "checkpoints" / f"step-{num_steps}").exists():
         return
-    make_folder(folder / "checkpoints")
-    policy, tokenizer, optimizer, last_step = load_student(config, start, folder)
+    processes.on_main(make_folder, folder / "checkpoints")
+    policy, tokenizer, state = load_student(config, start, folder)
     teacher, keep_ids = load_teacher(config, policy, tokenizer)
-    actor = llms.make_actor(policy, sampling_dtype())
+    actor = llms.make_actor(policy, sampling_dtype(), always_copy=config.fsdp)
+    if config.fsdp:
+        processes.shard(policy, token_losses)
+    optimizer, last_step = llms.make_optimizer(policy, config.learning_rate), state["step"]
+    if last_step:
+        processes.load_optimizer_state(optimizer, state["optimizer"])
     stops = llms.stop_ids(policy, tokenizer)
     lessons = [Lesson(row["question"], completion_ids(row, tokenizer, stops, keep_ids, config)) for row in rows]
     one_each, share = dataclasses.replace(config, group_size=1), config.on_policy_fraction
@@ -632,14 +651,18 @@ def train_student(config: DistillConfig, start: str, rows: list[dict], folder: P
     tracker.init_trackers("distill")
     bad_updates = 0  # in a row
     steps = range(last_step + 1, num_steps + 1)
-    progress = tqdm(steps, folder.name, initial=last_step, total=num_steps, unit="step")
+    own = processes.places(config.batch_size, 1)  # of this process's answers in a batch
+    progress = tqdm(
+        steps, folder.name, initial=last_step, total=num_steps, unit="step", disable=not processes.is_main()
+    )
     with runs.Interrupt() as interrupt:
         for step in progress:
             batch = rldatasets.problems_of_step(lessons, step, config.batch_size, config.seed)
+            batch = [batch[i] for i in own]
             on_policy = math.floor(step * share) > math.floor((step - 1) * share)  # evenly spread
             with runs.stopwatch(policy.device) as rollout_time:
                 if on_policy:
-                    rollout = sample(actor, tokenizer, batch, one_each, seed=config.seed * 1_000_003 + step)
+                    rollout = sample(actor, tokenizer, batch, one_each, config.seed * 1_000_003 + step, own)
                 else:
                     rollout = as_rollout(batch, tokenizer, config, policy.device)
             for group in optimizer.param_groups:
@@ -649,28 +672,33 @@ def train_student(config: DistillConfig, start: str, rows: list[dict], folder: P
                 llms.sync_actor(actor, policy)
 
             row = {"step": step, **stats, "on_policy": int(on_policy)}
-            row["completion_length"] = rollout.lengths.float().mean().item()
+            num_tokens = processes.total({"tokens": rollout.lengths.sum().item()})["tokens"]
+            row["completion_length"] = num_tokens / config.batch_size
             row |= {"time/rollout": rollout_time(), "time/train": train_time()}
-            row["tokens_per_second"] = rollout.lengths.sum().item() / (rollout_time() + train_time())
+            row["tokens_per_second"] = num_tokens / (rollout_time() + train_time())
             log.append(row)
             tracker.log(row, step=step)
             progress.set_postfix_str(f"loss {stats['loss']:.4f}", refresh=False)
             bad_updates = bad_updates + 1 if stats["skipped_updates"] else 0
-            stopped = interrupt.signal or bad_updates >= grpo_main.MAX_BAD_UPDATES
+            signal = processes.most(interrupt.signal or 0)
+            stopped = signal or bad_updates >= grpo_main.MAX_BAD_UPDATES
             if stopped or step == num_steps or step % config.save_steps == 0:
-                state = dict(step=step, optimizer=optimizer.state_dict())
-                runs.save_checkpoint(folder, step, policy, tokenizer, state, config.save_total_limit, is_best=False)
+                state = dict(step=step, optimizer=processes.whole_optimizer_state(optimizer))
+                kept, weights = config.save_total_limit, processes.whole_weights(policy)
+                if processes.is_main():
+                    runs.save_checkpoint(folder, step, policy, tokenizer, state, kept, False, weights)
             if stopped and step < num_steps:
                 why = "go on with the same command"
-                if not interrupt.signal:
+                if not signal:
                     why = f"{bad_updates} updates in a row were not finite: try a lower --learning_rate"
-                raise runs.Stopped(interrupt.signal, f"{folder}: step {step} is saved; {why}")
+                raise runs.Stopped(signal, f"{folder}: step {step} is saved; {why}")
     tracker.end_training()
-    plotter.plot_run(folder)
+    if processes.is_main():
+        plotter.plot_run(folder)
 
 
 def load_student(config: DistillConfig, start: str, folder: Path):
-    """(policy, tokenizer, optimizer, steps that are done): from the folder's newest checkpoint, else from the start."""
+    """(policy, tokenizer, trainer state with "step"): from the folder's newest checkpoint, else from the start."""
     name, state = start, {"step": 0}
     if (folder / "checkpoints" / "latest").exists():
         name = str(runs.find_checkpoint(str(folder), "latest")[1])
@@ -678,16 +706,7 @@ def load_student(config: DistillConfig, start: str, folder: Path):
     policy, tokenizer = llms.load(name, trust_remote_code=config.trust_remote_code)
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    optimizer = torch.optim.AdamW(
-        policy.parameters(),
-        lr=config.learning_rate,
-        betas=(0.9, 0.99),
-        weight_decay=0.0,
-        fused=policy.device.type == "cuda",
-    )
-    if state["step"]:
-        optimizer.load_state_dict(state["optimizer"])
-    return policy, tokenizer, optimizer, state["step"]
+    return policy, tokenizer, state
 
 
 def load_teacher(config: DistillConfig, policy, tokenizer):
@@ -756,24 +775,29 @@ def as_rollout(lessons: list[Lesson], tokenizer, config, device: torch.device) -
 
 
 def update(policy, teacher, optimizer, rollout: Rollout, config) -> dict[str, float]:
-    """One optimizer step on the mean over all tokens of the batch. Returns what the optimizer really used."""
-    num_tokens = rollout.completion_mask.sum().item()
+    """One optimizer step on the mean over all tokens of the batch, of which every process has its own rows. Returns
+    what the optimizer really used."""
+    num_tokens = processes.total({"tokens": rollout.completion_mask.sum().item()})["tokens"]
     autocast = torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=policy.device.type == "cuda")
+    losses_of = policy.score if processes.is_sharded(policy) else functools.partial(token_losses, policy)
     total = 0.0
     policy.train()
-    for micro in llms.micro_batches(rollout, range(len(rollout.texts)), config.tokens_per_micro_batch):
-        with autocast:
-            loss = token_losses(policy, teacher, rollout, micro, config.loss, config.jsd_beta).sum() / num_tokens
+    for micro in grpo_main.own_micro_batches(policy, rollout, range(len(rollout.texts)), config.tokens_per_micro_batch):
+        with autocast:  # an empty micro-batch only joins in: it reads a row that does not count
+            losses = losses_of(teacher, rollout, micro or [0], config.loss, config.jsd_beta)
+        loss = losses.sum() * bool(micro) / num_tokens
         loss.backward()
         total += loss.item()
-    grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm).item()
+    processes.sum_gradients(policy)
+    grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+    grad_norm = processes.whole(grad_norm).item()
     finite = math.isfinite(grad_norm)
     if finite:  # one step that is not would ruin every weight
         optimizer.step()
     optimizer.zero_grad()
     policy.eval()
     used = {"lr": optimizer.param_groups[0]["lr"], "skipped_updates": int(not finite)}
-    return {"loss": total, "grad_norm": grad_norm, **used}
+    return {**processes.total({"loss": total}), "grad_norm": grad_norm, **used}
 
 
 def lr_factor(step: int, num_steps: int, config) -> float:
@@ -946,12 +970,15 @@ def make_folder(folder: Path) -> None:
 
 def write_json(file: Path, content: dict) -> None:
     """Whole or not at all."""
+    if not processes.is_main():
+        return
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     temporary.replace(file)
 
 
 def main() -> None:
+    processes.join()
     try:
         run(parse_config(sys.argv[1:]))
     except ValueError as error:
@@ -960,6 +987,8 @@ def main() -> None:
         sys.exit(complain(stopped, 1 if stopped.signal is None else 128 + stopped.signal))
     except KeyboardInterrupt:
         sys.exit(complain("interrupted; go on with the same command", 130))
+    finally:
+        processes.leave()
 
 
 def complain(message, exit_code: int) -> int:

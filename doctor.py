@@ -220,8 +220,8 @@ def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
     update = {
         "update: bf16 casts of the matrices": 2 * matrices if on_gpu else 0,
         f"update: activations of {tokens} tokens": tokens * per_token,
-        # a chunk's logits in both precisions, and what logsumexp or the gradient's cast holds beside them
-        "update: one chunk of the head": positions * V * (low + 2 * 4),
+        # a chunk's logits in fp32, and in bf16 as they are made and as their gradient is used
+        "update: one chunk of the head": positions * V * (4 + low % 4),
         "update: the embedding's newest gradient": V * H * (low + 4),
     }
     table = {name: size for name, size in (stays | rollout | update).items() if size}

@@ -24,6 +24,7 @@ from statistics import fmean
 
 from tqdm import tqdm
 
+import processes
 from rldatasets import build_prompt, prefilled
 from rollout import generate
 
@@ -110,7 +111,7 @@ _UNSIGNED = r"(?: [1-9][0-9]{0,2} (?:,[0-9]{3})+ | [0-9]+ ) (?: \.[0-9]+ | /[0-9
 _NUMBER = re.compile(
     r"(?P<sign> [+-]? )\ ? (?: \\?\$\ ? )?"
     r"(?: (?P<number> " + _UNSIGNED + r" ) | \\[dt]?frac\{ (?P<top> [0-9]+ ) \}\{ (?P<bottom> [0-9]+ ) \} )"
-    r"(?: \ ?\\?% | \ +(?P<unit> [A-Za-z]+ (?: [ /-][A-Za-z]+ ){0,3} ) )? \.?",
+    r"(?: \ ?\\?% | \ +(?P<unit> [A-Za-z]+ (?: [ /-][A-Za-z]+ ){0,3} ) )? \ ?\.?",
     re.VERBOSE,
 )
 
@@ -236,25 +237,32 @@ def total(scores: dict[str, float], weights: dict[str, float]) -> float:
 
 # ---- Behaviour metrics -----------------------------------------------------------------------------------------------
 
-# Phrases that almost only occur when a text turns back on itself.
+# Phrases that almost only occur when a text turns back on itself, in lower case: a pattern that ignores case is slow.
 _REFLECTS = re.compile(
     r"\b(?:recheck|rethink|reassess|re-?evaluate|re-?examine|reconsider|double-check"
     r"|check\s+again|think\s+again|verify\s+again|go\s+over\s+the\s+steps)\b",
-    re.IGNORECASE,
 )
 # The words counted in the DeepSeek-R1 paper: a noisier figure, since "but" and "check" have other uses.
-_REFLECT_WORDS = re.compile(r"\b(?:wait|mistake|however|but|retry|error|verify|wrong|evaluate|check)\b", re.IGNORECASE)
+_REFLECT_WORDS = re.compile(r"\b(?:wait|mistake|however|but|retry|error|verify|wrong|evaluate|check)\b")
 
 
 def _repetition(words):
     """1 - unique / total 4-grams; needs four words."""
-    four_grams = [tuple(words[i : i + 4]) for i in range(len(words) - 3)]
+    four_grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
     return 1 - len(set(four_grams)) / len(four_grams)
 
 
 def _loops(words):
     """Whether the last 20-gram occurs three times or more: the text ends in a loop."""
-    return sum(words[i : i + 20] == words[-20:] for i in range(len(words) - 19)) >= 3
+    if len(words) < 20:
+        return False
+    text, last = (" ".join(["", *some, ""]) for some in (words, words[-20:]))  # searched as text: ten times as fast
+    place = -1
+    for _ in range(3):
+        place = text.find(last, place + 1)
+        if place < 0:
+            return False
+    return True
 
 
 def behaviour_metrics(
@@ -276,7 +284,8 @@ def behaviour_metrics(
     """
     assert len(completions) == len(lengths) == len(finish) == len(correct), "one entry per completion"
     words = [text.split() for text in completions]
-    reflects = [_REFLECTS.search(text) is not None for text in completions]
+    lower = [text.lower() for text in completions]
+    reflects = [_REFLECTS.search(text) is not None for text in lower]
     values = {
         "reflect_rate": reflects,
         "truncated_rate": [how == "length" for how in finish],
@@ -289,7 +298,7 @@ def behaviour_metrics(
     metrics = {name: fmean(rows) for name, rows in values.items() if rows}
     num_words = sum(map(len, words))
     if num_words:
-        metrics["reflect_words"] = 1000 * sum(len(_REFLECT_WORDS.findall(text)) for text in completions) / num_words
+        metrics["reflect_words"] = 1000 * sum(len(_REFLECT_WORDS.findall(text)) for text in lower) / num_words
     if 0 < sum(reflects) < len(reflects):
         without = [not reflecting for reflecting in reflects]
         metrics["reflection_lift"] = fmean(compress(correct, reflects)) - fmean(compress(correct, without))
@@ -431,43 +440,55 @@ def evaluate(
     if log:
         records = records[: done * problems_per_batch * samples]  # an unfinished batch is made again
         log.replace(records)
-    for batch_index, batch in enumerate(tqdm(batches[done:], desc="evaluate", disable=not progress), start=done):
-        rollout = generate(
-            model,
-            tokenizer,
-            [
-                build_prompt(tokenizer, problem.question, tags=tags, style=prompt_style, prefill=prefill)
-                for problem in batch
-            ],
-            group_size=samples,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            stop_tag=stop_tag,
-            soft=soft,
-            seed=seed + batch_index,  # one seed for all would give every batch the same random draws
-        )
-        first = len(records)
-        lengths = rollout.lengths.tolist()  # (B,)
-        soft_steps = rollout.is_soft.sum(-1).tolist()  # (B,)
-        weight_sums = (rollout.top_weight * rollout.completion_mask).sum(-1)  # (B,)
-        top_weight = (weight_sums / rollout.lengths.clamp(min=1)).tolist()  # (B,) means over a row's steps
-        assert len(lengths) == len(batch) * samples, "generate returns group_size rows for each prompt"
-        for row, text in enumerate(rollout.texts):
-            problem = batch[row // samples]  # a prompt's rows stand together
-            text = prefilled(tags) * prefill + text
-            records.append(
-                {
-                    "question": problem.question,
-                    "gold": problem.answer,
-                    "completion": text,
-                    "finish": rollout.finish[row],
-                    "length": lengths[row],
-                    "soft_steps": soft_steps[row],
-                    "top_weight": top_weight[row],
-                    "correct": accuracy_reward(text, problem.answer, tags) == 1.0,
-                    "format": format_reward(text, tags) == 1.0,
-                }
+    rounds = range(done, len(batches), processes.count())  # a batch for each process
+    for first in tqdm(rounds, desc="evaluate", disable=not (progress and processes.is_main())):
+        number, own = first + processes.rank(), []
+        if number < len(batches):
+            batch = batches[number]
+            rollout = generate(
+                model,
+                tokenizer,
+                [
+                    build_prompt(tokenizer, problem.question, tags=tags, style=prompt_style, prefill=prefill)
+                    for problem in batch
+                ],
+                group_size=samples,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                stop_tag=stop_tag,
+                soft=soft,
+                seed=seed + number,  # one seed for all would give every batch the same random draws
             )
+            own = _graded(
+                rollout, [problem for problem in batch for _ in range(samples)], prefilled(tags) * prefill, tags
+            )
+        made = processes.gather(own)
+        records += made
         if log:
-            log.append(*records[first:])
+            log.append(*made)
     return {**_summarise(records, samples, tags), "records": records}
+
+
+def _graded(rollout, problems, prefix: str, tags: str) -> list[dict]:
+    """A record for each row of the rollout. problems: of each row. prefix: what was written for the model."""
+    lengths = rollout.lengths.tolist()  # (B,)
+    soft_steps = rollout.is_soft.sum(-1).tolist()  # (B,)
+    weight_sums = (rollout.top_weight * rollout.completion_mask).sum(-1)  # (B,)
+    top_weight = (weight_sums / rollout.lengths.clamp(min=1)).tolist()  # (B,) means over a row's steps
+    records = []
+    for row, (problem, text) in enumerate(zip(problems, rollout.texts, strict=True)):
+        text = prefix + text
+        records.append(
+            {
+                "question": problem.question,
+                "gold": problem.answer,
+                "completion": text,
+                "finish": rollout.finish[row],
+                "length": lengths[row],
+                "soft_steps": soft_steps[row],
+                "top_weight": top_weight[row],
+                "correct": accuracy_reward(text, problem.answer, tags) == 1.0,
+                "format": format_reward(text, tags) == 1.0,
+            }
+        )
+    return records

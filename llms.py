@@ -11,19 +11,21 @@ import types
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
+import processes
 from attention import Packed, read
 
 logging.disable_progress_bar()  # of loading weights: a line per model says nothing here
 
 EMBEDDED = ("tiny", "tiny_student")  # base models that come with the repo (pretrain_tiny.py made them)
 
-# Logits of one head call are held in fp32, at most this many numbers of them (128 MiB): 220 positions of Qwen2.5's
+# Logits of one head call are held in fp32, at most this many numbers of them (256 MiB): 441 positions of Qwen2.5's
 # vocabulary. All positions at once would be 35 GB for a step of 256 rows of 225 tokens.
-MAX_LOGITS = 2**25
+MAX_LOGITS = 2**26
 
 
 def load(
@@ -122,18 +124,23 @@ def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list
     return sorted(ids)
 
 
-def make_actor(policy: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+def make_actor(policy: PreTrainedModel, dtype: torch.dtype, always_copy: bool = False) -> PreTrainedModel:
     """The model that samples: the policy itself where the precision is the same, else a copy of it in `dtype`.
 
     bf16 has 8 bits of mantissa, so a step of 1e-6 leaves most bf16 weights where they are. The fp32 policy takes the
     steps, the bf16 actor follows (sync_actor) and samples at half the memory traffic.
     """
-    if dtype == next(policy.parameters()).dtype:
+    if dtype == next(policy.parameters()).dtype and not always_copy:
         return policy
     actor = copy.deepcopy(policy).requires_grad_(False).eval()
     for parameter in actor.parameters():  # but no buffers: rotary frequencies in bf16 would turn late positions wrong
         parameter.data = parameter.data.to(dtype)
     return actor
+
+
+def make_optimizer(policy: PreTrainedModel, learning_rate: float) -> torch.optim.AdamW:
+    """AdamW without decay, as one kernel; the second moment forgets within 100 steps, about the length of a run."""
+    return torch.optim.AdamW(policy.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
 
 
 def make_reference(policy: PreTrainedModel, bf16: bool) -> PreTrainedModel:
@@ -152,13 +159,16 @@ def make_reference(policy: PreTrainedModel, bf16: bool) -> PreTrainedModel:
 def refresh_reference(reference: PreTrainedModel, policy: PreTrainedModel, mix: float) -> None:
     """reference = (1 - mix) reference + mix policy, in place; a mix of 1 replaces it."""
     for old, new in zip(reference.parameters(), policy.parameters(), strict=True):
-        old.copy_(torch.lerp(old.float(), new.float(), mix))
+        old.copy_(torch.lerp(old.float(), processes.whole(new).float(), mix))
 
 
 @torch.no_grad()
 def sync_actor(actor: PreTrainedModel, policy: PreTrainedModel) -> None:
-    """Copies the policy's weights into the actor's, in place."""
-    if actor is not policy:
+    """Copies the policy's weights into the actor's, in place. Every process of a sharded policy has to call it."""
+    if processes.is_sharded(policy):
+        for copied, parameter in zip(actor.parameters(), policy.parameters(), strict=True):  # one is whole at a time
+            copied.copy_(processes.whole(parameter))
+    elif actor is not policy:
         torch._foreach_copy_(list(actor.parameters()), list(policy.parameters()))
 
 
@@ -196,11 +206,10 @@ def completion_hidden(model: PreTrainedModel, rollout, rows: torch.Tensor):
     packed = Packed([rollout.prompt_ids[i] for i in rows.tolist()], lengths.tolist(), device)
     fed = position < lengths[row] - 1
     draws, weights = (x[rows[row[fed]], position[fed]] for x in (rollout.draws, rollout.weights))  # (N - B, K)
-    prompts = packed.prompt_tokens[:, None]
-    inputs = torch.cat([
-        embed_mixture(model, prompts, torch.ones_like(prompts, dtype=weights.dtype)),
-        embed_mixture(model, draws, weights),
-    ])  # fmt: skip
+    # A prompt's token is a mixture of one. All in one call: the gradient of each would be as large as the embeddings.
+    prompts = F.pad(packed.prompt_tokens[:, None], (0, draws.shape[1] - 1))  # (prompt tokens, K)
+    ones = F.pad(torch.ones_like(prompts[:, :1], dtype=weights.dtype), (0, draws.shape[1] - 1))
+    inputs = embed_mixture(model, torch.cat([prompts, draws]), torch.cat([ones, weights]))
     hidden = read(model, inputs[None], packed.positions, packed)[0]  # (tokens, H)
     return hidden[packed.predicts], row, position
 
@@ -230,8 +239,9 @@ def draw_logprobs(
 
 
 class DrawLogprobs(torch.autograd.Function):
-    """In chunks of at most MAX_LOGITS logits, computed once more in the backward pass, so that the logits of no more
-    than one chunk ever exist. By hand, because autograd would go over each of them about ten times: with p = softmax,
+    """In chunks of at most MAX_LOGITS logits. One chunk is kept for the backward pass; if there are more, they are
+    computed once more there, so that the logits of no more than one ever exist. By hand, because autograd would go
+    over each of them about ten times: with p = softmax,
 
         d log p[draw] / d logit[v] = ([v is the draw] - p[v]) / temperature
 
@@ -240,36 +250,43 @@ class DrawLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(context, hidden, weight, draws, temperature):
-        device = hidden.device.type
-        context.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        context.temperature = temperature
-        logprobs, normalizers = [], []
-        for _, logits, chunk_draws in DrawLogprobs.chunks(context, hidden, weight, draws):
-            normalizers.append(logits.logsumexp(dim=-1, keepdim=True))  # (n, 1)
-            logprobs.append(logits.gather(-1, chunk_draws) - normalizers[-1])
-        context.save_for_backward(hidden, weight, draws, torch.cat(normalizers))
+        device, size = hidden.device.type, max(1, MAX_LOGITS // len(weight))
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        context.settings = dtype, temperature
+        context.chunks = [slice(start, start + size) for start in range(0, len(hidden), size)]
+        context.save_for_backward(hidden, weight, draws)
+        low_weight, logprobs = weight.to(dtype), []
+        for rows in context.chunks:
+            at_draws, exps, total = _exponentials(hidden[rows].to(dtype), low_weight, draws[rows], temperature)
+            logprobs.append(at_draws - total.log())
+        context.kept = (exps, total) if len(context.chunks) == 1 else None
         return torch.cat(logprobs)
 
     @staticmethod
     def backward(context, gradient):
-        hidden, weight, draws, normalizers = context.saved_tensors
-        grad_hidden, grad_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        low_weight = weight.to(context.dtype)
-        for rows, logits, chunk_draws in DrawLogprobs.chunks(context, hidden, weight, draws):
-            g = gradient[rows]  # (n, K)
-            grad_logits = logits.sub_(normalizers[rows]).exp_().mul_(-g.sum(dim=-1, keepdim=True))  # (n, V)
-            grad_logits = grad_logits.scatter_add_(1, chunk_draws, g).div_(context.temperature).to(context.dtype)
+        hidden, weight, draws = context.saved_tensors
+        dtype, temperature = context.settings
+        kept, context.kept = context.kept, None  # else it stays until the whole graph goes
+        low_weight, grad_hidden, grad_weight = weight.to(dtype), torch.empty_like(hidden), None
+        for rows in context.chunks:
+            low_hidden, g = hidden[rows].to(dtype), gradient[rows] / temperature  # (n, H), (n, K)
+            exps, total = kept or _exponentials(low_hidden, low_weight, draws[rows], temperature)[1:]
+            grad_logits = exps.mul_(-g.sum(dim=-1, keepdim=True) / total).scatter_add_(1, draws[rows], g)  # (n, V)
+            grad_logits = grad_logits.to(dtype)
             grad_hidden[rows] = (grad_logits @ low_weight).to(hidden.dtype)
-            grad_weight += grad_logits.T @ hidden[rows].to(context.dtype)
+            product = grad_logits.T @ low_hidden  # (V, H)
+            grad_weight = product.to(weight.dtype) if grad_weight is None else grad_weight.add_(product)
         return grad_hidden, grad_weight, None, None
 
-    @staticmethod
-    def chunks(context, hidden, weight, draws):
-        """Yields (which rows, their logits at the temperature (n, V) float32, their draws)."""
-        size = max(1, MAX_LOGITS // len(weight))
-        low_weight = weight.to(context.dtype)
-        for start in range(0, len(hidden), size):
-            rows = slice(start, start + size)
-            with torch.autocast(hidden.device.type, enabled=False):
-                logits = (hidden[rows].to(context.dtype) @ low_weight.T).float()  # fp32 before any softmax
-            yield rows, logits.div_(context.temperature), draws[rows]
+
+def _exponentials(hidden, weight, draws, temperature):
+    """Logits at the temperature, each less the largest of its row: those of the draws (n, K), the exponentials of all
+    (n, V), and their sum (n, 1), in float32. hidden: (n, H), weight: (V, H), draws: (n, K)."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = (hidden @ weight.T).float()  # fp32 before any softmax
+    if temperature != 1:  # a pass over all of them
+        logits.div_(temperature)
+    logits.sub_(logits.amax(dim=-1, keepdim=True))
+    at_draws = logits.gather(-1, draws)
+    exps = logits.exp_()
+    return at_draws, exps, exps.sum(dim=-1, keepdim=True)

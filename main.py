@@ -9,6 +9,7 @@ No demonstration is ever shown: what the model learns, it learns from its own sa
     python main.py --dataset_name gsm8k --dataset_path DIR --model_name DIR
     python main.py --doctor                            # check model, data, memory and hours before a long run
     python main.py --eval_only --model_name runs/tiny/checkpoints/latest --eval_samples 8
+    torchrun --nproc_per_node 4 main.py                # several GPUs: see processes.py
     python main.py --help
 
 Read `train` first, then grpo.py (advantages and the loss) and rollout.py (sampling); settings.py holds the presets.
@@ -17,6 +18,7 @@ Left out on purpose: supervised fine-tuning before RL, learned reward models, a 
 
 import collections
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -36,6 +38,9 @@ import evaluator
 import grpo
 import llms
 import plotter
+import processes
+import records
+import report
 import rldatasets
 import runs
 from rollout import generate
@@ -67,6 +72,12 @@ def prepare(config: GRPOConfig) -> Run:
     test_problems = rldatasets.load_problems(config.dataset_name, "test", config.eval_problems, config.dataset_path)
     mode, model_config = config.rollout_mode(), llms.load_config(config.model_name, config.trust_remote_code)
     mode.check_vocabulary(model_config.vocab_size)
+    if config.problems_per_step % (config.minibatches * processes.count()):
+        raise ValueError(
+            f"--problems_per_step {config.problems_per_step}: must be a multiple of --minibatches {config.minibatches} "
+            f"times {processes.count()} processes"
+        )
+    processes.refuse_to_divide_by_one(config.fsdp)
     num_tokens = config.max_prompt_length + config.max_completion_length
     positions = llms.max_positions(model_config)
     if num_tokens > positions:
@@ -92,28 +103,24 @@ def prepare(config: GRPOConfig) -> Run:
     )
 
     bf16 = config.uses_bf16(policy.device)
-    actor = llms.make_actor(policy, torch.bfloat16 if bf16 else torch.float32)
+    actor = llms.make_actor(policy, torch.bfloat16 if bf16 else torch.float32, always_copy=config.fsdp)
     reference = None
     if config.beta > 0:
         reference = llms.make_reference(load(config.model_name)[0] if checkpoint else policy, bf16)
-    optimizer = torch.optim.AdamW(
-        policy.parameters(),
-        lr=config.learning_rate,
-        betas=(0.9, 0.99),
-        weight_decay=0.0,
-        fused=policy.device.type == "cuda",
-    )
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if config.compile:
         llms.compile_layers(policy)
+    if config.fsdp:
+        processes.shard(policy, llms.completion_logprobs)
+    optimizer = llms.make_optimizer(policy, config.learning_rate)
     if checkpoint:
-        optimizer.load_state_dict(state["optimizer"])
+        processes.load_optimizer_state(optimizer, state["optimizer"])
         if "reference" in state:
             reference.load_state_dict(state["reference"])
     else:
-        output_dir = config.output_dir or runs.unused_folder(f"runs/{config.preset}")
-        folder = runs.create_folder(output_dir, config.overwrite_output_dir)
+        output_dir = config.output_dir or processes.on_main(runs.unused_folder, f"runs/{config.preset}")
+        folder = processes.on_main(runs.create_folder, output_dir, config.overwrite_output_dir)
     return Run(
         folder,
         policy,
@@ -172,25 +179,41 @@ def run_steps(config: GRPOConfig, run: Run, interrupt: runs.Interrupt) -> Path:
         tracker.log(row, step=row["step"])
         if "eval/accuracy" in row:
             tqdm.write(describe(f"step {row['step']}", row))
-            plotter.plot_run(folder)
+            if processes.is_main():
+                plotter.plot_run(folder)
 
     def is_due(step: int) -> bool:
         return step % config.eval_steps == 0 or step % config.save_steps == 0 or step == config.max_steps
 
+    def evaluate_saved_step() -> None:
+        """What the checkpoint's step still lacks: a signal may have ended the run before its evaluation."""
+        logged = processes.on_main(metrics_log.read)
+        if not logged or logged[-1]["step"] != run.last_step:
+            return  # somebody lost the log
+        if "eval/accuracy" not in logged[-1]:
+            before = [r for r in samples_log.read() if r["step"] < run.last_step or r["split"] == "train"]
+            samples_log.replace(before)  # killed between the next two lines, it comes here again
+            logged[-1] |= evaluate(run.last_step)
+            metrics_log.replace(logged)
+        if logged[-1]["eval/accuracy"] > run.best:
+            run.best = logged[-1]["eval/accuracy"]
+            processes.on_main(runs.mark_best, folder, run.last_step)
+
     if run.last_step == 0:
         log({"step": 0, **evaluate(0)})
-    elif is_due(run.last_step) and "eval/accuracy" not in (rows := metrics_log.read())[-1]:
-        rows[-1] |= evaluate(run.last_step)  # the run was stopped before it
-        metrics_log.replace(rows)
+    elif is_due(run.last_step):
+        evaluate_saved_step()
+    places = processes.places(config.problems_per_step, config.minibatches)  # of this process's problems in a step
     bad_updates = 0  # in a row
     steps = range(run.last_step + 1, config.max_steps + 1)
-    progress = tqdm(steps, initial=run.last_step, total=config.max_steps, unit="step")
+    progress = tqdm(steps, initial=run.last_step, total=config.max_steps, unit="step", disable=not processes.is_main())
     for step in progress:
         problems = rldatasets.problems_of_step(run.train_problems, step, config.problems_per_step, config.seed)
-        prompts = [rldatasets.build_prompt(tokenizer, problem.question, **config.prompting()) for problem in problems]
-        golds = [problem.answer for problem in problems for _ in range(config.group_size)]
+        prompts = [rldatasets.build_prompt(tokenizer, problems[i].question, **config.prompting()) for i in places]
+        golds = [problems[i].answer for i in places for _ in range(config.group_size)]
 
-        # 1. The policy writes group_size answers to each problem: B = problems x group_size rows.
+        # 1. The policy writes group_size answers to each problem: B = problems x group_size rows, here and in all
+        # other processes together.
         with runs.stopwatch(device) as rollout_time:
             rollout = generate(
                 actor,
@@ -202,59 +225,73 @@ def run_steps(config: GRPOConfig, run: Run, interrupt: runs.Interrupt) -> Path:
                 stop_tag=config.stop_tag(),
                 soft=mode,
                 seed=config.seed * 1_000_003 + step,
+                places=places,
             )
 
         # 2. Rules score them, and each answer is compared with its own group.
-        answers = [rldatasets.prefilled(config.tags) * config.prefill + text for text in rollout.texts]
-        scores = [evaluator.score(text, gold, weights, config.tags) for text, gold in zip(answers, golds, strict=True)]
-        rewards = torch.tensor([evaluator.total(s, weights) for s in scores], device=device)  # (B,)
+        own_rows = [i * config.group_size + n for i in places for n in range(config.group_size)]  # of the B rows
+        rows = processes.gather(records.of_rollout(rollout, own_rows, prompts, golds, weights, config))
+        rows.sort(key=lambda row: row["row"])
+        rewards = torch.tensor([row["reward"] for row in rows], device=device)  # (B,)
+        generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+        if config.control == "random_rewards":
+            rewards = torch.rand(len(rewards), generator=generator).to(device)
         advantages = grpo.compute_advantages(rewards, config.group_size, config.advantage_scale)  # (B,)
         if config.control == "shuffled_advantages":
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            order = torch.randperm(len(advantages), generator=generator)
-            advantages = advantages[order.to(device)]
+            advantages = advantages[torch.randperm(len(advantages), generator=generator).to(device)]
 
         # 3. The policy's weights move towards what scored above its group, and the actor follows.
         for group in run.optimizer.param_groups:
             group["lr"] = config.learning_rate * lr_factor(step, config)
         with runs.stopwatch(device) as train_time:
-            train_stats = update(policy, actor, run.reference, run.optimizer, rollout, advantages, config)
+            train_stats = update(policy, actor, run.reference, run.optimizer, rollout, advantages[own_rows], config)
             llms.sync_actor(actor, policy)
         if config.reference_refresh_steps and step % config.reference_refresh_steps == 0:
             llms.refresh_reference(run.reference, policy, config.reference_mix)
 
         # 4. Everything about the step is written down.
-        row = {"step": step, **rollout_metrics(rollout, answers, scores, rewards, golds, config), **train_stats}
-        row |= {"time/rollout": rollout_time(), "time/train": train_time()}
-        row["tokens_per_second"] = rollout.lengths.sum().item() / (rollout_time() + train_time())
-        bad_updates = bad_updates + row["skipped_updates"] if row["updates"] == 0 else 0
-        is_last = step == config.max_steps
-        stops = interrupt.signal or bad_updates >= MAX_BAD_UPDATES
+        metrics = {"step": step, **records.metrics(rows, config), **train_stats}
+        metrics |= {"time/rollout": rollout_time(), "time/train": train_time()}
+        metrics["tokens_per_second"] = sum(row["length"] for row in rows) / (rollout_time() + train_time())
+        bad_updates = bad_updates + metrics["skipped_updates"] if metrics["updates"] == 0 else 0
+        is_last, signal = step == config.max_steps, processes.most(interrupt.signal or 0)
+        stops = not is_last and (signal or bad_updates >= MAX_BAD_UPDATES)
         saves = is_last or step % config.save_steps == 0
+        if step == 1 or is_due(step):
+            after = all_logprobs(policy, rollout, config, range(config.group_size))
+            records.add_token_details(rows[: config.group_size], tokenizer, rollout, after)
         if is_due(step) and not stops:
-            row |= evaluate(step)
-        log(row)
-        samples_log.append(*sample_records(step, prompts, golds, answers, rollout, scores, rewards, advantages))
+            metrics |= evaluate(step)
+        log(metrics)
+        for row, advantage in zip(rows, records.rounded(advantages), strict=True):
+            row |= {"advantage": advantage}
+        samples_log.append(*({"step": step, "split": "train", **row} for row in rows))
         progress.set_postfix_str(
-            f"reward {row['reward']:.2f}, accuracy {row['accuracy']:.0%}, "
-            f"length {row['completion_length']:.0f}, {row['tokens_per_second']:.0f} tokens/s"
+            f"reward {metrics['reward']:.2f}, accuracy {metrics['accuracy']:.0%}, "
+            f"length {metrics['completion_length']:.0f}, {metrics['tokens_per_second']:.0f} tokens/s"
         )
         if saves or stops:
-            accuracy = row.get("eval/accuracy", -1.0)
+            accuracy = metrics.get("eval/accuracy", -1.0)
             is_best, run.best = accuracy > run.best, max(accuracy, run.best)
-            state = dict(step=step, best=run.best, optimizer=run.optimizer.state_dict())
+            state = dict(step=step, best=run.best, optimizer=processes.whole_optimizer_state(run.optimizer))
             if config.reference_refresh_steps:
                 state["reference"] = run.reference.state_dict()
-            runs.save_checkpoint(folder, step, policy, tokenizer, state, config.save_total_limit, is_best)
-        if stops and not is_last:
+            kept, model_weights = config.save_total_limit, processes.whole_weights(policy)
+            if processes.is_main():
+                runs.save_checkpoint(folder, step, policy, tokenizer, state, kept, is_best, model_weights)
+        if stops:
             progress.close()
             tracker.end_training()
-            if interrupt.signal:
-                raise runs.Stopped(interrupt.signal, f"step {step} is saved; go on with {resume_command(folder)}")
+            if processes.is_main():
+                report.make_report(folder)
+            if signal:
+                raise runs.Stopped(signal, f"step {step} is saved; go on with {resume_command(folder)}")
             advice = f"look at rewards and grad_norm in {folder}/metrics.jsonl, and try a lower --learning_rate"
             raise runs.Stopped(None, f"{bad_updates} updates in a row were not finite; step {step} is saved; {advice}")
     tracker.end_training()
-    summarise(folder, time.time() - started)
+    if processes.is_main():
+        report.make_report(folder)
+        summarise(folder, time.time() - started)
     return folder
 
 
@@ -264,7 +301,7 @@ MIN_MICRO_BATCH = 64  # tokens: less is not worth trying
 MAY_DIFFER_ON_RESUME = (
     "max_steps", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "eval_steps", "eval_problems",
     "eval_samples", "save_steps", "save_total_limit", "report_to", "tokens_per_micro_batch", "gradient_checkpointing",
-    "compile", "preset", "doctor", "eval_only",
+    "fsdp", "compile", "preset", "doctor", "eval_only",
 )  # fmt: skip
 
 
@@ -275,21 +312,21 @@ def resume_command(folder: Path) -> str:
 
 
 def update(policy, actor, reference, optimizer, rollout, advantages, config) -> dict[str, float]:
-    """The optimizer steps of one rollout. Returns what the optimizer really used, averaged over its steps."""
+    """The optimizer steps of one rollout, of which every process has its own rows: rollout and advantages are those.
+    Returns what the optimizer really used, averaged over its steps."""
     mask = rollout.draw_mask  # (B, T, K)
     if config.mask_truncated:
         mask = mask & torch.tensor([f == "stop" for f in rollout.finish], device=mask.device).view(-1, 1, 1)
     row_tokens = mask.any(dim=-1).sum(dim=1)  # (B,) positions that count
     num_updates = config.updates_per_rollout * config.minibatches
-    autocast = torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=config.uses_bf16(policy.device))
 
     # Steps after the first need the log-probs that the policy had when it sampled. If it is the very model that
     # sampled, the rollout holds them; a bf16 actor's would differ by rounding.
     old = ref = None
     if num_updates > 1:
-        old = rollout.logprobs if actor is policy else all_logprobs(policy, rollout, autocast, config)
+        old = rollout.logprobs if actor is policy else all_logprobs(policy, rollout, config)
     if reference is not None:
-        ref = all_logprobs(reference, rollout, autocast, config)
+        ref = all_logprobs(reference, rollout, config)
 
     # Sums over the optimizer steps that are taken, divided by their number at the end.
     taken, skipped, gap = 0, 0, {}
@@ -299,28 +336,36 @@ def update(policy, actor, reference, optimizer, rollout, advantages, config) -> 
     for number in range(num_updates):
         start = number % config.minibatches * share
         rows = torch.arange(start, start + share, device=mask.device)  # whole groups
-        # Totals of the whole optimizer step, so that its micro-batches add up to one big batch, also when rows are
-        # left out below: they count, with a gradient of zero.
-        totals = dict(num_rows=(row_tokens[rows] > 0).sum().item(), num_tokens=row_tokens[rows].sum().item())
         # Rows without advantage have no gradient, unless the KL gives them one.
-        rows = rows[(row_tokens[rows] > 0) & ((advantages[rows] != 0) | (ref is not None))]
-        if len(rows) == 0:
+        learning = rows[(row_tokens[rows] > 0) & ((advantages[rows] != 0) | (ref is not None))]
+        # Totals of the whole optimizer step, so that its micro-batches and processes add up to one big batch, also
+        # when rows are left out: they count, with a gradient of zero.
+        totals = processes.total({
+            "num_rows": (row_tokens[rows] > 0).sum().item(), "num_tokens": row_tokens[rows].sum().item(),
+            "num_draws": mask[learning].sum().item(), "learning": len(learning),
+        })  # fmt: skip
+        if totals.pop("learning") == 0:
             continue  # nothing to learn from: no step at all, where Adam's momentum alone would take one
         stats = None
         while stats is None:
             try:
-                stats = accumulate_gradient(policy, rollout, rows, advantages, mask, old, ref, totals, autocast, config)
+                stats = accumulate_gradient(policy, rollout, learning, advantages, mask, old, ref, totals, config)
             except (RuntimeError, torch.OutOfMemoryError) as error:
-                if not should_reduce_batch_size(error) or config.tokens_per_micro_batch < MIN_MICRO_BATCH:
+                # The other processes of a sharded policy are waiting inside it: there, the run has to end.
+                too_large = should_reduce_batch_size(error) and not processes.is_sharded(policy)
+                if not too_large or config.tokens_per_micro_batch < MIN_MICRO_BATCH:
                     raise
             if stats is None:  # out of memory, and out of the except block, which would keep the tensors alive
                 optimizer.zero_grad()
                 clear_device_cache(garbage_collection=True)
                 config.tokens_per_micro_batch //= 2  # for the rest of the run
                 tqdm.write(f"out of memory: --tokens_per_micro_batch is now {config.tokens_per_micro_batch}")
+        stats = processes.total(stats)
+        processes.sum_gradients(policy)
         if taken == 0:  # the policy was still the one that sampled: any gap is the arithmetic's
             gap = {"logprob_gap": stats["logprob_gap"]}
-        stats["grad_norm"] = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm).item()
+        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+        stats["grad_norm"] = processes.whole(norm).item()
         if math.isfinite(stats["grad_norm"]):
             sums = {name: value + stats[name] for name, value in sums.items()}
             taken += 1
@@ -334,16 +379,17 @@ def update(policy, actor, reference, optimizer, rollout, advantages, config) -> 
     return means | gap | used | {"updates": taken, "skipped_updates": skipped}
 
 
-def accumulate_gradient(
-    policy, rollout, rows, advantages, mask, old, ref, totals, autocast, config
-) -> dict[str, float]:
+def accumulate_gradient(policy, rollout, rows, advantages, mask, old, ref, totals, config) -> dict[str, float]:
     """Adds the gradient of `rows`' loss, micro-batch by micro-batch, to the parameters. Returns the loss's stats, and
-    "logprob_gap": how far the policy's log-probs are from those of sampling, nats, mean over draws."""
-    stats = collections.Counter()
-    num_draws = mask[rows].sum().item()
-    for micro in llms.micro_batches(rollout, rows.tolist(), config.tokens_per_micro_batch):
-        with autocast:
-            logprobs = llms.completion_logprobs(policy, rollout, config.temperature, micro)  # (b, T, K)
+    "logprob_gap": how far the policy's log-probs are from those of sampling, nats, mean over draws. All of them are
+    this process's share of the whole."""
+    totals = dict(totals)
+    num_draws = totals.pop("num_draws")
+    stats = collections.Counter(dict.fromkeys(["clip_frac", "logprob_gap"] + ["kl"] * (ref is not None), 0.0))
+    for micro in own_micro_batches(policy, rollout, rows.tolist(), config.tokens_per_micro_batch):
+        counts = mask[micro or [0]] & bool(micro)  # nothing of a row that is only read to join in
+        micro = micro or [0]
+        logprobs = policy_logprobs(policy, rollout, micro, config)  # (b, T, K)
         before_updates = logprobs.detach() if old is None else old[micro]
         draw_weights = None
         if config.rollout_is_cap > 0:  # the actor's rounding made some draws likelier than the policy finds them
@@ -352,7 +398,7 @@ def accumulate_gradient(
             logprobs,
             None if old is None else old[micro],
             advantages[micro],
-            mask[micro],
+            counts,
             loss_type=config.loss_type,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
@@ -363,19 +409,37 @@ def accumulate_gradient(
             **totals,
         )
         loss.backward()
-        differences = (logprobs.detach() - rollout.logprobs[micro]).abs() * mask[micro]
+        differences = (logprobs.detach() - rollout.logprobs[micro]).abs() * counts
         stats.update(loss_stats | {"logprob_gap": differences.sum().item() / num_draws})
-    return stats
+    return dict(stats)
 
 
 @torch.no_grad()
-def all_logprobs(model, rollout, autocast, config) -> torch.Tensor:
-    """Log-probs of all rows under `model`, without gradient: (B, T, K)."""
+def all_logprobs(model, rollout, config, rows=None) -> torch.Tensor:
+    """Log-probs of `rows` (default all) under `model`, without gradient: (B, T, K), 0 in other rows."""
     result = torch.zeros_like(rollout.logprobs)
-    for micro in llms.micro_batches(rollout, range(len(result)), config.tokens_per_micro_batch):
-        with autocast:
-            result[micro] = llms.completion_logprobs(model, rollout, config.temperature, micro)
+    rows = range(len(result)) if rows is None else rows
+    for micro in own_micro_batches(model, rollout, rows, config.tokens_per_micro_batch):
+        logprobs = policy_logprobs(model, rollout, micro or [0], config)
+        if micro:
+            result[micro] = logprobs
     return result
+
+
+def policy_logprobs(model, rollout, rows: list[int], config) -> torch.Tensor:
+    """llms.completion_logprobs in the precision of training."""
+    score = model.score if processes.is_sharded(model) else functools.partial(llms.completion_logprobs, model)
+    device = rollout.draws.device.type
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=config.uses_bf16(rollout.draws.device)):
+        return score(rollout, config.temperature, rows)
+
+
+def own_micro_batches(model, rollout, rows, token_budget: int) -> list[list[int]]:
+    """Micro-batches of this process's rows. A sharded model is read by all processes at once: whoever has fewer
+    micro-batches than another joins in with empty ones."""
+    batches = llms.micro_batches(rollout, rows, token_budget)
+    missing = processes.most(len(batches)) - len(batches) if processes.is_sharded(model) else 0
+    return batches + [[]] * missing
 
 
 def lr_factor(step: int, config) -> float:
@@ -388,38 +452,6 @@ def lr_factor(step: int, config) -> float:
 
 
 # ---------------------------------------------------------------- data, logs, messages
-
-
-def rollout_metrics(rollout, answers, scores, rewards, golds, config) -> dict[str, float]:
-    """What to log about the samples of a step. Fractions are 0-1, lengths are tokens, entropy is nats a token."""
-    correct = [
-        evaluator.accuracy_reward(text, gold, config.tags) == 1 for text, gold in zip(answers, golds, strict=True)
-    ]
-    well_formed = [evaluator.format_reward(text, config.tags) for text in answers]
-    groups = rewards.view(-1, config.group_size)
-    B = len(correct)
-    return {
-        "reward": rewards.mean().item(),
-        **{f"reward/{name}": sum(s[name] for s in scores) / B for name in scores[0]},
-        "accuracy": sum(correct) / B,
-        "format_rate": sum(well_formed) / B,
-        "completion_length": rollout.lengths.float().mean().item(),
-        "soft_share": rollout.is_soft[rollout.completion_mask].float().mean().item(),
-        "entropy": rollout.entropy[rollout.completion_mask].mean().item(),
-        "zero_std_groups": (groups == groups[:, :1]).all(dim=1).float().mean().item(),
-        **evaluator.behaviour_metrics(answers, rollout.lengths.tolist(), rollout.finish, correct),
-    }
-
-
-def sample_records(step, prompts, golds, answers, rollout, scores, rewards, advantages) -> list[dict]:
-    """samples.jsonl: everything a row was and got."""
-    return [
-        {"step": step, "split": "train", "prompt": prompts[row // (len(golds) // len(prompts))], "gold": golds[row],
-         "completion": answers[row], "finish": rollout.finish[row], "length": int(rollout.lengths[row]),
-         **{f"reward/{name}": value for name, value in scores[row].items()},
-         "reward": round(rewards[row].item(), 6), "advantage": round(advantages[row].item(), 6)}
-        for row in range(len(golds))
-    ]  # fmt: skip
 
 
 def evaluate_only(config: GRPOConfig) -> Path:
@@ -436,8 +468,8 @@ def evaluate_only(config: GRPOConfig) -> Path:
     folder = Path(config.output_dir or f"runs/eval-{Path(config.model_name).name}")
     settings = dataclasses.asdict(config)
     if config.overwrite_output_dir or not (folder / "args.json").exists():
-        runs.create_folder(str(folder), config.overwrite_output_dir)
-        runs.write_args(folder, settings, model.device)
+        processes.on_main(runs.create_folder, str(folder), config.overwrite_output_dir)
+        processes.on_main(runs.write_args, folder, settings, model.device)
     runs.refuse_other_settings(folder, settings, may_differ=("overwrite_output_dir", "output_dir"))
 
     table = {}
@@ -448,7 +480,8 @@ def evaluate_only(config: GRPOConfig) -> Path:
             progress=True, log=log, **config.answering(),
         )  # fmt: skip
         del table[name]["records"]
-    (folder / "eval.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+    if processes.is_main():
+        (folder / "eval.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     print(f"\n{config.model_name} on {len(problems)} test problems, 95 % Wilson intervals:")
     print(f"{'':8} {'accuracy':>8} {'interval':>16} {'flexible':>9} {'format':>7} {'tokens':>7} {'cut off':>8}")
     for name, r in table.items():
@@ -483,10 +516,11 @@ def summarise(folder, seconds: float) -> None:
             print(f"    [gold {sample['gold']}: {'right' if sample['correct'] else 'wrong'}]")
     print("\n" + describe("before", evaluations[0]))
     print(describe("after ", evaluations[-1]))
-    print(f"{seconds:.0f} s. In {folder}: plots/, metrics.jsonl, samples.jsonl, checkpoints/latest")
+    print(f"{seconds:.0f} s. In {folder}: report.html, plots/, metrics.jsonl, samples.jsonl, checkpoints/latest")
 
 
 def main() -> None:
+    processes.join()
     try:
         config = parse_config(sys.argv[1:])
         if config.doctor:
@@ -504,6 +538,8 @@ def main() -> None:
         sys.exit(_complain(stopped, 1 if stopped.signal is None else 128 + stopped.signal))
     except OSError as error:  # a full disk, most likely
         sys.exit(_complain(f"{error}; logs and checkpoints written so far are in {run.folder}", 1))
+    finally:
+        processes.leave()
 
 
 def _complain(message, exit_code: int) -> int:

@@ -73,6 +73,7 @@ def generate(
     stop_tag: str | None = None,
     soft: SoftThinking | None = None,
     seed: int | None = None,
+    places: list[int] | None = None,
 ) -> Rollout:
     """Continues each prompt `group_size` times: rows 0..G-1 belong to prompt 0, and so on.
 
@@ -81,6 +82,7 @@ def generate(
     stop_tag: text such as "</answer>" that ends a row too, however it is tokenised; the row keeps it.
     soft: settings of soft thinking; None is normal sampling, one draw a position.
     seed: the same seed gives the same rows, and row i does not depend on the rows after it.
+    places: of the prompts, in a larger batch of which these are a part: the rows then are those of that batch.
     Raises ValueError for an empty prompt, a negative temperature, or more tokens than the model has positions.
     """
     prompt_ids = [torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
@@ -93,7 +95,7 @@ def generate(
     settings = (soft, temperature, tuple(stop_ids), stop_tag, max_new_tokens)
     with _evaluating(model):
         decoder = decoder_for(model, tokenizer, settings, num_rows, num_tokens)
-        rows = decoder.start(prompts, prompt_ids, group_size, seed)
+        rows = decoder.start(prompts, prompt_ids, group_size, seed, places)
         for t in range(1, max_new_tokens):
             if t % decoder.look_every == 0:
                 rows = decoder.drop_finished(rows)
@@ -134,7 +136,7 @@ class Decoder:
             "ended": torch.zeros(B, T, dtype=torch.bool, device=device),
         }
 
-    def start(self, prompts, prompt_ids, group_size: int, seed: int | None) -> torch.Tensor:
+    def start(self, prompts, prompt_ids, group_size: int, seed: int | None, places=None) -> torch.Tensor:
         """Reads the prompts and draws every row's first token. Returns the rows, (B,) ids."""
         device, B = self.model.device, len(prompts) * group_size
         for state in (self.tag_state, self.finished, *self.record.values()):
@@ -145,7 +147,9 @@ class Decoder:
         # All randomness is drawn now, on the CPU: it is the same on every device, and whoever leaves the batch early
         # takes no numbers from the others.
         generator = torch.Generator().manual_seed(torch.seed() if seed is None else seed)
-        self.uniform[:B] = torch.rand(B, *self.uniform.shape[1:], generator=generator).to(device)
+        places = torch.arange(len(prompts)) if places is None else torch.tensor(places)
+        of_all = torch.rand(int(places.max()) + 1, group_size, *self.uniform.shape[1:], generator=generator)
+        self.uniform[:B] = of_all[places].flatten(0, 1).to(device)
 
         padded = torch.nn.utils.rnn.pad_sequence(prompt_ids, batch_first=True).to(device)  # (P, longest)
         self.cache = self.new_cache(lengths, group_size)
@@ -172,8 +176,10 @@ class Decoder:
     def choose(self, rows: torch.Tensor, hidden: torch.Tensor, t: int | torch.Tensor) -> None:
         """From the hidden states (n, H) to tokens: draws them and writes down all there is to know about it."""
         logits = self.model.get_output_embeddings()(hidden).float()  # (n, V), fp32 before any softmax
-        logprobs = torch.log_softmax(logits / (self.temperature or 1.0), dim=-1)
-        probs = logprobs.exp()
+        if self.temperature not in (0, 1):
+            logits.div_(self.temperature)
+        logprobs = torch.log_softmax(logits, dim=-1)
+        probs = torch.exp(logprobs, out=logits)  # in the logits' place: with a large vocabulary, memory is what is slow
         entropy = -torch.linalg.vecdot(probs, logprobs)  # (n,)
         is_soft, forced = self.director.decide(rows, probs, entropy, t)
         draws = draw(probs, self.uniform[rows, t], self.temperature == 0, self.soft.sampling == "topk")  # (n, K)

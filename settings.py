@@ -83,7 +83,9 @@ class Objective:
     reference_mix: float = setting(1.0, "... or is mixed into it with this weight")
     rollout_is_cap: float = setting(0.0, "weight draws by min(p_policy / p_actor, this), where the two differ; 0: off")
     mask_truncated: bool = setting(False, "leave answers that hit the length limit out of the loss (not the baseline)")
-    control: str = setting("none", "the same run with the signal destroyed", ("none", "shuffled_advantages"))
+    control: str = setting(
+        "none", "the same run with the signal destroyed", ("none", "shuffled_advantages", "random_rewards")
+    )
 
 
 @dataclass
@@ -98,6 +100,7 @@ class Optimization:
     tokens_per_micro_batch: int = setting(2048, "padded tokens in one forward and backward pass (memory, not results)")
     bf16: bool | None = setting(None, "fp32 weights under bf16 autocast, and a bf16 actor; default: on a GPU")
     compile: bool = setting(False, "torch.compile the policy's MLPs: a minute at first, then faster on a GPU")
+    fsdp: bool = setting(False, "several processes: divide the fp32 weights and Adam's moments among them (FSDP2)")
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third more time")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
     seed: int = setting(0, "of the data order and the sampling")

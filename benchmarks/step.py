@@ -26,6 +26,7 @@ import evaluator
 import grpo
 import llms
 import main as grpo_script
+import records
 import rldatasets
 from rollout import generate
 from settings import GRPOConfig, parse_config
@@ -133,9 +134,7 @@ class Step:
             policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if config.compile:
             llms.compile_layers(policy)
-        self.optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=0.0, betas=(0.9, 0.99), weight_decay=0.0, fused=device.type == "cuda"
-        )
+        self.optimizer = llms.make_optimizer(policy, learning_rate=0.0)
 
     def sample(self, number: int):
         """The rollout of round `number`."""
@@ -150,10 +149,11 @@ class Step:
         """Advantages (B,) of its rows. The metrics that main.py logs are computed too."""
         config = self.task.config
         golds = [problem.answer for problem in self.task.problems_of(number) for _ in range(config.group_size)]
-        answers = [rldatasets.prefilled(config.tags) * config.prefill + text for text in rollout.texts]
-        scores = self.task.scores(answers, golds)
-        rewards = torch.tensor(self.task.rewards(scores), device=self.task.device)
-        grpo_script.rollout_metrics(rollout, answers, scores, rewards, golds, config)
+        weights, numbers = evaluator.parse_rewards(config.rewards), list(range(len(golds)))
+        rows = records.of_rollout(rollout, numbers, self.task.prompts_of(number), golds, weights, config)
+        records.metrics(rows, config)
+        answers = [row["completion"] for row in rows]
+        rewards = torch.tensor(self.task.rewards(self.task.scores(answers, golds)), device=self.task.device)
         return grpo.compute_advantages(rewards, config.group_size, config.advantage_scale)
 
     def update(self, rollout, advantages) -> None:

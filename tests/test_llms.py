@@ -125,6 +125,24 @@ def test_head_in_recomputed_chunks_equals_one_piece(tokenizer, monkeypatch):
         assert torch.allclose(a, b, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("max_logits", [2**26, 3 * 50])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_heads_gradient_is_autograds_and_can_be_asked_for_twice(monkeypatch, max_logits, temperature):
+    monkeypatch.setattr(llms, "MAX_LOGITS", max_logits)  # one chunk, kept for the backward pass, and several
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(10, 6, requires_grad=True), torch.randn(50, 6, requires_grad=True)
+    draws, factor = torch.randint(50, (10, 3)), torch.randn(10, 3)
+    draws[0] = 7  # the same token drawn again adds up
+    naive = torch.log_softmax(hidden @ weight.T / temperature, dim=-1).gather(1, draws)
+    expected = torch.autograd.grad((naive * factor).sum(), (hidden, weight))
+    logprobs = llms.DrawLogprobs.apply(hidden, weight, draws, temperature)
+    assert torch.allclose(logprobs, naive, atol=1e-5)
+    for _ in range(2):
+        got = torch.autograd.grad((logprobs * factor).sum(), (hidden, weight), retain_graph=True)
+        for a, b in zip(got, expected, strict=True):
+            assert torch.allclose(a, b, atol=1e-5)
+
+
 def _peak_of_a_training_pass(connection, rows, tokens):
     """Peak memory (bytes) that a log-prob pass with gradient adds: Qwen2.5's vocabulary, 110 positions at a time."""
     llms.MAX_LOGITS = 2**24

@@ -150,6 +150,14 @@ def test_sampled_rows_do_not_depend_on_the_rows_after_them(tokenizer):
         assert torch.equal(completion(few, row), completion(more, row))
 
 
+def test_a_part_of_a_batch_has_the_rows_of_the_whole(tokenizer):
+    model, prompts = random_model(), (PROMPTS * 2)[:4]
+    options = dict(group_size=2, max_new_tokens=15, seed=0)
+    whole = generate(model, tokenizer, prompts, **options)
+    part = generate(model, tokenizer, [prompts[i] for i in (3, 1)], places=[3, 1], **options)
+    assert part.texts == [whole.texts[row] for row in (6, 7, 2, 3)]
+
+
 def test_same_seed_same_rows_other_seed_others_and_a_group_differs_within(tokenizer):
     model = random_model()
     a, b, c = (generate(model, tokenizer, PROMPTS, group_size=4, max_new_tokens=20, seed=s) for s in (1, 1, 2))

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
@@ -384,7 +385,7 @@ def test_links_survive_moving_the_run(run, models, tokenizer):
 class SavesNothing:
     """A stand-in for model and tokenizer where their content is not what is tested."""
 
-    def save_pretrained(self, folder):
+    def save_pretrained(self, folder, **_):
         Path(folder).mkdir(exist_ok=True)
 
 
@@ -405,7 +406,9 @@ def save_steps(run: Path, steps, best=(), keep=2):
         ([1, 2, 3, 4, 5], [4], 2, [4, 5]),
         ([8, 9, 10, 11], [], 2, [10, 11]),  # by number, not by name
         ([90, 100, 1000], [90], 1, [90, 1000]),
-        ([10, 20, 30, 15], [], 2, [15, 20, 30]),  # a run that went back: its latest is not the newest by number
+        ([10, 20, 30, 15], [], 2, [15]),  # a run that went back: what came later is of another past
+        ([10, 20, 30, 15], [], 4, [10, 15]),
+        ([10, 20, 30, 15, 20], [30], 2, [15, 20, 30]),  # ... but the best stays
         ([5, 5, 5], [5], 1, [5]),
     ],
 )
@@ -434,12 +437,71 @@ def test_saving_a_step_again_replaces_it(run, models, tokenizer):
     assert not (run / "checkpoints" / "step-3" / "stale").exists()
 
 
+def test_going_back_forgets_what_came_later(run, models, tokenizer, monkeypatch):
+    """Not before the new checkpoint is whole; and what a killed run left half-done goes too."""
+    save_steps(run, [1, 2, 3], best=[3], keep=9)
+    for name in (".writing-step-7", ".removing-step-1", ".replaced-step-5"):
+        (run / "checkpoints" / name).mkdir()
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(torch, "save", raising(OSError(28, "No space left on device")))
+        save_steps(run, [2], keep=9)
+    assert {"step-1", "step-2", "step-3"} < names_in(run)
+    save_steps(run, [2], keep=9)
+    assert names_in(run) == {"step-1", "step-2", "step-3", "latest", "best"}  # step 3 is the best still
+    save_steps(run, [3, 1], best=[1], keep=9)
+    assert names_in(run) == {"step-1", "latest", "best"}
+
+
+def test_the_best_can_be_marked_later(run, tmp_path):
+    save_steps(run, [1, 2])
+    runs.mark_best(run, 1)
+    assert link(run, "best") == "step-1"
+    runs.mark_best(run, 7)  # not in this run
+    assert link(run, "best") == "step-1"
+
+
+@pytest.mark.parametrize("error", [SafetensorError("IoError: no space"), RuntimeError("file write failed")])
+def test_errors_of_the_writing_libraries_are_errors_of_the_disk(run, monkeypatch, error):
+    monkeypatch.setattr(torch, "save", raising(error))
+    with pytest.raises(OSError, match=rf"cannot write .*step-4 \([0-9,]+ MiB were free\): {error}"):
+        save_steps(run, [4])
+    assert names_in(run) == set()  # what was half-written does not go on filling the disk
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc, to name an open file")
+def test_everything_is_on_the_disk_before_the_old_checkpoint_goes(run, models, tokenizer, monkeypatch):
+    """In the order: the files, the renaming, the folder of checkpoints, the removal."""
+    save_checkpoint(run, 1, models[1], tokenizer, {"step": 1}, keep=1, is_best=True)
+    (run / "metrics.jsonl").write_text("{}\n")
+    events = []
+    fsync, replace, rmtree = os.fsync, os.replace, shutil.rmtree
+
+    def noted(function, name):
+        def call(what, *args, **kwargs):
+            path = Path(os.readlink(f"/proc/self/fd/{what}")) if isinstance(what, int) else Path(what)
+            if path.exists():
+                events.append((name, path.name))
+            return function(what, *args, **kwargs)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", noted(fsync, "flush"))
+    monkeypatch.setattr(os, "replace", noted(replace, "rename"))
+    monkeypatch.setattr(shutil, "rmtree", noted(rmtree, "remove"))
+    save_checkpoint(run, 2, models[2], tokenizer, {"step": 2}, keep=1, is_best=True)
+    renamed = events.index(("rename", ".writing-step-2"))
+    named = [name for event, name in events[:renamed] if event == "flush"]
+    files = {path.name for path in (run / "checkpoints" / "step-2").iterdir()}
+    assert set(named) == files | {".writing-step-2", "metrics.jsonl"}
+    assert renamed < events.index(("flush", "checkpoints")) < events.index(("rename", "step-1"))
+
+
 @pytest.mark.parametrize("what", ["model", "model, half written", "tokenizer", "trainer state", "rename"])
 def test_an_error_while_saving_leaves_the_checkpoint_before(run, models, tokenizer, monkeypatch, what):
     save_checkpoint(run, 1, models[0], tokenizer, {"step": 1}, keep=1, is_best=True)
     before = everything_in(run)
 
-    def half_written(folder):
+    def half_written(folder, **_):
         folder.mkdir()
         (folder / "model.safetensors").write_bytes(b"half")
         (folder / "stale").touch()
@@ -543,7 +605,7 @@ def test_a_run_killed_at_any_moment_of_saving_has_a_whole_latest_and_best(run, m
         save_checkpoint(killed, 3, models[3], tokenizer, {"step": 3}, keep=1, is_best=True)  # the run goes on
         assert found(killed, models, "latest", "best") == {"latest": 3, "best": 3}
     assert seen == sorted(seen)  # never back
-    assert set(seen) == {(1, 1), (2, 1), (2, 2)}
+    assert set(seen) == {(1, 1), (1, 2), (2, 2)}
 
 
 def test_a_run_killed_while_pruning_finds_no_broken_checkpoint(run, models, tokenizer, monkeypatch):
@@ -586,6 +648,34 @@ def test_what_is_there_is_listed_when_it_is_not_found(run):
         with pytest.raises(ValueError, match="there: best, latest, step-10, step-20$") as e:
             find_checkpoint(str(run), which)
         assert repr(which) in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "trainer_state.pt"])
+def test_a_damaged_checkpoint_is_refused_with_its_file_and_the_whole_ones(run, models, tokenizer, name):
+    for step in (1, 2):
+        save_checkpoint(run, step, models[step], tokenizer, {"step": step}, keep=9, is_best=step == 1)
+    file = run / "checkpoints" / "step-2" / name
+    size = file.stat().st_size
+    for damage, reason in (
+        (lambda: os.truncate(file, size - 1), f"has {size - 1:,} bytes of {size:,}"),
+        (file.unlink, "is missing"),
+    ):
+        damage()
+        for which in ("latest", "step-2", str(file.parent)):
+            with pytest.raises(ValueError, match="damaged: .*; whole ones there: best, step-1$") as e:
+                find_checkpoint(str(run), which)
+            assert f"step-2/{name} {reason}" in str(e.value) and repr(which) in str(e.value)
+        assert_opens(find_checkpoint(str(run), "best")[1], models[1], 1)
+
+
+def test_a_damaged_or_missing_list_of_files(run):
+    save_steps(run, [1])
+    file = run / "checkpoints" / "step-1" / "files.json"
+    os.truncate(file, 5)
+    with pytest.raises(ValueError, match="step-1/files.json is not what was written; whole ones there: none$"):
+        find_checkpoint(str(run), "latest")
+    file.unlink()  # a checkpoint without one cannot be compared with it
+    assert find_checkpoint(str(run), "latest")[1].name == "step-1"
 
 
 def test_a_run_without_a_checkpoint(run, tmp_path):
@@ -671,6 +761,23 @@ def test_other_settings_are_refused_by_the_first_that_differs(tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="^--seed 1"):  # of two, the first
         runs.refuse_other_settings(tmp_path, config | {"seed": 1, "temperature": 0.5}, ())
+
+
+def test_settings_that_cannot_be_read_are_named(tmp_path):
+    for harm in (lambda file: os.truncate(file, 9), lambda file: file.write_text("{}"), Path.unlink):
+        write_args(tmp_path, {"seed": 0}, CPU)
+        harm(tmp_path / "args.json")
+        with pytest.raises(ValueError, match="args.json cannot be read") as error:
+            runs.refuse_other_settings(tmp_path, {"seed": 0}, ())
+        assert "\n" not in str(error.value)
+
+
+def test_args_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_args(tmp_path, {"seed": 0}, CPU)
+    monkeypatch.setattr(os, "replace", raising(OSError(28, "No space left on device")))
+    with pytest.raises(OSError):
+        write_args(tmp_path, {"seed": 1}, CPU)
+    assert json.loads((tmp_path / "args.json").read_text())["config"] == {"seed": 0}
 
 
 def test_a_log_is_replaced_as_a_whole(tmp_path, monkeypatch):

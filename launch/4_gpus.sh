@@ -1,0 +1,5 @@
+#!/bin/bash
+# The same step, its 16 problems divided among four GPUs of one machine. Further arguments are main.py's.
+set -e
+cd "$(dirname "$0")/.."
+torchrun --standalone --nproc_per_node 4 main.py --preset qwen2.5-1.5b "$@"

@@ -1,0 +1,178 @@
+"""Several processes (gloo, on the CPU) do what one does: the same losses and weights, whatever is unevenly divided."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import processes
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = (
+    "--preset tiny --problems_per_step 4 --group_size 4 --minibatches 2 --max_completion_length 24 --max_steps 5 "
+    "--eval_problems 12 --eval_steps 5 --save_steps 5 --learning_rate 1e-4 --warmup_steps 1 "
+    "--final_lr_fraction 1 --seed 3"
+).split()
+
+
+def launch(script: list[str], num_processes: int, timeout: int = 240) -> subprocess.CompletedProcess:
+    command = [sys.executable, *script]
+    if num_processes > 1:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+        command = [sys.executable, *torchrun, *script]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, env=environment, check=False, cwd=ROOT
+    )
+
+
+def train(folder: Path, num_processes: int, *flags: str) -> subprocess.CompletedProcess:
+    return launch(["main.py", *SETTINGS, "--output_dir", str(folder), *flags], num_processes)
+
+
+def weights(folder: Path, step: int = 5) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoints" / f"step-{step}" / "model.safetensors")
+
+
+def log(folder: Path, name: str = "metrics") -> list[dict]:
+    return [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+
+
+def same_run(one: Path, several: Path) -> None:
+    for a, b in zip(log(one), log(several), strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            if not name.startswith(("time/", "tokens_per_second")):
+                assert a[name] == pytest.approx(b[name], abs=1e-5), (a["step"], name)
+    for a, b in zip(log(one, "samples"), log(several, "samples"), strict=True):
+        assert a["completion"] == b["completion"] and a.get("advantage") == b.get("advantage")
+    before, after = weights(one), weights(several)
+    assert before.keys() == after.keys()
+    for name in before:
+        assert torch.allclose(before[name], after[name], atol=1e-5), name
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("one") / "run"
+    result = train(folder, 1)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return folder
+
+
+@pytest.mark.parametrize("flags", [(), ("--fsdp",)], ids=["replicated", "fsdp"])
+def test_two_processes_end_where_one_does(one, tmp_path, flags):
+    """With --fsdp, also: a shorter run is saved by two processes and continued by one."""
+    result = train(tmp_path / "two", 2, *flags)
+    assert result.returncode == 0, result.stderr[-2000:]
+    same_run(one, tmp_path / "two")
+    assert result.stdout.count("test, n = 12") == 4, "one process speaks: two evaluations, and both in the summary"
+    assert json.loads((tmp_path / "two" / "args.json").read_text())["processes"] == 2
+
+
+UNEVEN = """
+import copy
+import sys
+
+import torch
+
+sys.path[:0] = ["."]
+import grpo, llms, main, processes
+from rollout import generate
+from settings import PRESETS, GRPOConfig
+
+processes.join()
+torch.manual_seed(0)
+plain = dict(problems_per_step=4, group_size=2, max_completion_length=40, tokens_per_micro_batch=64)
+config = GRPOConfig(**PRESETS["tiny"] | plain | dict(minibatches=1, learning_rate=1e-4, fsdp="fsdp" in sys.argv))
+policy, tokenizer = llms.load("tiny")
+start = copy.deepcopy(policy)
+if config.fsdp:
+    actor = llms.make_actor(policy, torch.float32, always_copy=True)
+    processes.shard(policy, llms.completion_logprobs)
+else:
+    actor = policy
+optimizer = llms.make_optimizer(policy, config.learning_rate)
+prompts = ["Mia has 12 eggs.", "Tom has 3 apples and 4 pears. How many?", "Why?", "Ann buys 7 pens."]
+places = processes.places(4, 1)
+for step, lengths in enumerate([(40, 40), (40, 3), (3, 40), (1, 40), (40, 40)]):
+    rollout = generate(
+        actor, tokenizer, [prompts[i] for i in places], group_size=2, seed=step, places=places,
+        max_new_tokens=lengths[processes.rank()],
+    )
+    advantages = torch.tensor([1.0, -1.0, 0.5, -0.5]) * (processes.rank() != step % 2 or step == 4)
+    if step == 3:  # nobody has anything to learn from
+        advantages = advantages * 0
+    stats = main.update(policy, actor, None, optimizer, rollout, advantages, config)
+    llms.sync_actor(actor, policy)
+    assert stats["updates"] == (step != 3), (step, stats)
+    mine = torch.cat([processes.whole(p).detach().flatten() for p in policy.parameters()])
+    acts = torch.cat([p.detach().flatten() for p in actor.parameters()])
+    assert torch.equal(mine, acts), "the actor is the gathered policy"
+    sums = processes.gather([mine.double().sum().item()])
+    assert sums[0] == sums[1], "both processes have the same weights"
+moved = (mine - torch.cat([p.detach().flatten() for p in start.parameters()])).abs().max()
+assert moved > 1e-5
+processes.leave()
+"""
+
+
+@pytest.mark.parametrize("kind", ["replicated", "fsdp"])
+def test_processes_with_less_or_nothing_to_do_keep_up(tmp_path, kind):
+    """Uneven lengths and numbers of micro-batches, a process without any row to learn from, and none with one."""
+    script = tmp_path / "uneven.py"
+    script.write_text(UNEVEN)
+    result = launch([str(script), kind], 2, timeout=120)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_a_run_goes_on_with_another_number_of_processes(one, tmp_path):
+    first = train(tmp_path / "run", 2, "--fsdp", "--max_steps", "3")
+    assert first.returncode == 0, first.stderr[-2000:]
+    rest = train(tmp_path / "run", 1, "--resume_from_checkpoint", "latest")
+    assert rest.returncode == 0, rest.stderr[-2000:]
+    assert [row["step"] for row in log(tmp_path / "run")] == [0, 1, 2, 3, 4, 5]
+    before, after = weights(one), weights(tmp_path / "run")
+    assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in before)
+
+
+@pytest.mark.parametrize(
+    "flags, line",
+    [
+        (
+            ("--problems_per_step", "6"),
+            "--problems_per_step 6: must be a multiple of --minibatches 2 times 2 processes",
+        ),
+        (("--output_dir", "/proc/nowhere"), "cannot write to output_dir '/proc/nowhere'"),
+    ],
+)
+def test_refusals_end_all_processes(tmp_path, flags, line):
+    result = train(tmp_path / "run", 2, *flags)
+    assert result.returncode != 0 and line in result.stderr
+
+
+def test_one_process_is_alone():
+    with pytest.raises(ValueError, match="--fsdp: there is nothing to divide"):
+        processes.refuse_to_divide_by_one(True)
+    assert (processes.rank(), processes.count(), processes.is_main()) == (0, 1, True)
+    assert processes.total({"a": 2.5}) == {"a": 2.5} and processes.most(3) == 3
+    assert processes.places(6, 3) == list(range(6))
+
+
+@pytest.mark.parametrize("count, minibatches", [(2, 1), (2, 2), (4, 2), (3, 1)])
+def test_every_problem_has_one_place_and_minibatches_stay_what_they_are(monkeypatch, count, minibatches):
+    monkeypatch.setattr(processes, "count", lambda: count)
+    shares = []
+    for rank in range(count):
+        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
+        shares.append(processes.places(24, minibatches))
+    assert sorted(sum(shares, [])) == list(range(24))
+    size = 24 // minibatches // count
+    for m in range(minibatches):  # the m-th part of every process together are the m-th minibatch of one
+        together = sorted(i for share in shares for i in share[m * size : (m + 1) * size])
+        assert together == list(range(m * 24 // minibatches, (m + 1) * 24 // minibatches))
