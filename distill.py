@@ -692,7 +692,7 @@ def train_student(config: DistillConfig, start: str, rows: list[dict], folder: P
                 if not signal:
                     why = f"{bad_updates} updates in a row were not finite: try a lower --learning_rate"
                 raise runs.Stopped(signal, f"{folder}: step {step} is saved; {why}")
-    tracker.end_training()
+    runs.finish(tracker)
     if processes.is_main():
         plotter.plot_run(folder)
 

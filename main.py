@@ -281,14 +281,14 @@ def run_steps(config: GRPOConfig, run: Run, interrupt: runs.Interrupt) -> Path:
                 runs.save_checkpoint(folder, step, policy, tokenizer, state, kept, is_best, model_weights)
         if stops:
             progress.close()
-            tracker.end_training()
+            runs.finish(tracker)
             if processes.is_main():
                 report.make_report(folder)
             if signal:
                 raise runs.Stopped(signal, f"step {step} is saved; go on with {resume_command(folder)}")
             advice = f"look at rewards and grad_norm in {folder}/metrics.jsonl, and try a lower --learning_rate"
             raise runs.Stopped(None, f"{bad_updates} updates in a row were not finite; step {step} is saved; {advice}")
-    tracker.end_training()
+    runs.finish(tracker)
     if processes.is_main():
         report.make_report(folder)
         summarise(folder, time.time() - started)
@@ -308,7 +308,8 @@ MAY_DIFFER_ON_RESUME = (
 def resume_command(folder: Path) -> str:
     """The command line of this run, told to go on."""
     own = [a for a in sys.argv[1:] if a != "--overwrite_output_dir"]
-    return " ".join(["python main.py", *own, f"--output_dir {folder} --resume_from_checkpoint latest"])
+    launcher = "python" if processes.count() == 1 else f"torchrun --nproc_per_node {processes.count()}"
+    return " ".join([launcher, "main.py", *own, f"--output_dir {folder} --resume_from_checkpoint latest"])
 
 
 def update(policy, actor, reference, optimizer, rollout, advantages, config) -> dict[str, float]:

@@ -140,6 +140,12 @@ class Interrupt:
         print("\nfinishing this step, then saving; once more ends at once", file=sys.stderr)
 
 
+def finish(accelerator) -> None:
+    """Ends the logging of an accelerate.Accelerator; its own end_training would leave the other processes as well."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
 class JsonLines:
     """An append-only log, one JSON object a line, flushed so that another program can follow it."""
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,33 @@ def test_two_processes_end_where_one_does(one, tmp_path, flags):
     assert json.loads((tmp_path / "two" / "args.json").read_text())["processes"] == 2
 
 
+DISTILL = (
+    "distill.py train --preset tiny --teacher_name tiny --train_problems 60 --problems_per_step 8 --eval_problems 4 "
+    "--max_completion_length 60 --epochs 4 --batch_size 8 --learning_rate 1e-4 --warmup_steps 1"
+).split()
+
+
+@pytest.mark.parametrize(
+    "flags, fsdp",
+    [((), ()), (("--loss", "fkl", "--on_policy_fraction", "0.5"), ("--fsdp",))],
+    ids=["replicated", "on-policy-fsdp"],
+)
+def test_two_processes_distil_the_same_student(tmp_path, flags, fsdp):
+    for name, num_processes, more in (("one", 1, ()), ("two", 2, fsdp)):
+        result = launch([*DISTILL, *flags, *more, "--output_dir", str(tmp_path / name)], num_processes)
+        assert result.returncode == 0, result.stderr[-2000:]
+    answers = [(tmp_path / name / "generate" / "teacher.jsonl").read_text() for name in ("one", "two")]
+    assert answers[0] == answers[1] and answers[0].count("\n") == 60
+    one, two = (tmp_path / name / "train" / "distilled" for name in ("one", "two"))
+    last = log(one)[-1]["step"]
+    assert last == log(two)[-1]["step"] >= 4
+    for a, b in zip(log(one), log(two), strict=True):
+        assert all(a[name] == pytest.approx(b[name], abs=1e-5) for name in ("loss", "grad_norm", "completion_length"))
+    before, after = weights(one, last), weights(two, last)
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in before)
+
+
 UNEVEN = """
 import copy
 import sys
@@ -139,6 +168,38 @@ def test_a_run_goes_on_with_another_number_of_processes(one, tmp_path):
     assert [row["step"] for row in log(tmp_path / "run")] == [0, 1, 2, 3, 4, 5]
     before, after = weights(one), weights(tmp_path / "run")
     assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in before)
+
+
+@pytest.mark.parametrize("target", ["torchrun", "one process"])
+def test_a_signal_ends_all_processes_with_a_checkpoint(tmp_path, target):
+    folder, errors = tmp_path / "run", tmp_path / "stderr"
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "main.py",
+        *SETTINGS,
+    ]
+    command += ["--max_steps", "500", "--eval_steps", "500", "--save_steps", "500", "--output_dir", str(folder)]
+    with open(errors, "w") as file:
+        launcher = subprocess.Popen(
+            command, stderr=file, stdout=subprocess.DEVNULL, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "metrics.jsonl").exists() or len(log(folder)) < 3:
+            assert launcher.poll() is None and time.monotonic() < deadline, errors.read_text()[-2000:]
+            time.sleep(0.2)
+        workers = subprocess.check_output(["pgrep", "-P", str(launcher.pid)], text=True).split()
+        os.kill(launcher.pid if target == "torchrun" else int(workers[-1]), signal.SIGTERM)
+        assert launcher.wait(timeout=60) != 0
+    finally:
+        launcher.kill()
+    step = log(folder)[-1]["step"]
+    assert f"step {step} is saved; go on with torchrun --nproc_per_node 2 main.py" in errors.read_text()
+    assert weights(folder, step)
 
 
 @pytest.mark.parametrize(
