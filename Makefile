@@ -1,6 +1,7 @@
 # `make train` and `make test` set everything up by themselves, in .venv (Python 3.10 or newer is all they need).
 PYTHON ?= python3
 ARGS ?=
+LONGEST = tests/test_walkthrough.py tests/test_processes.py tests/test_faults.py  # first, so that none is left over
 
 .PHONY: train test lint clean
 
@@ -8,7 +9,7 @@ train: .venv/.installed
 	.venv/bin/python main.py $(ARGS)
 
 test: .venv/.installed-dev lint
-	.venv/bin/python -m pytest -q -n auto --maxprocesses 4
+	.venv/bin/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal $(LONGEST) tests test_soft_thinking.py
 
 lint: .venv/.installed-dev
 	.venv/bin/ruff check .

@@ -687,6 +687,7 @@ def train_student(config: DistillConfig, start: str, rows: list[dict], folder: P
                 kept, weights = config.save_total_limit, processes.whole_weights(policy)
                 if processes.is_main():
                     runs.save_checkpoint(folder, step, policy, tokenizer, state, kept, False, weights)
+                processes.wait()  # whoever goes on finds it
             if stopped and step < num_steps:
                 why = "go on with the same command"
                 if not signal:
@@ -702,7 +703,7 @@ def load_student(config: DistillConfig, start: str, folder: Path):
     name, state = start, {"step": 0}
     if (folder / "checkpoints" / "latest").exists():
         name = str(runs.find_checkpoint(str(folder), "latest")[1])
-        state = torch.load(Path(name, "trainer_state.pt"), weights_only=True, map_location="cpu")
+        state = torch.load(Path(name, "trainer_state.pt"), weights_only=True, map_location="cpu", mmap=True)
     policy, tokenizer = llms.load(name, trust_remote_code=config.trust_remote_code)
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -987,8 +988,6 @@ def main() -> None:
         sys.exit(complain(stopped, 1 if stopped.signal is None else 128 + stopped.signal))
     except KeyboardInterrupt:
         sys.exit(complain("interrupted; go on with the same command", 130))
-    finally:
-        processes.leave()
 
 
 def complain(message, exit_code: int) -> int:

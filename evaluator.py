@@ -440,11 +440,11 @@ def evaluate(
     if log:
         records = records[: done * problems_per_batch * samples]  # an unfinished batch is made again
         log.replace(records)
-    rounds = range(done, len(batches), processes.count())  # a batch for each process
-    for first in tqdm(rounds, desc="evaluate", disable=not (progress and processes.is_main())):
-        number, own = first + processes.rank(), []
-        if number < len(batches):
-            batch = batches[number]
+    for number in tqdm(range(done, len(batches)), desc="evaluate", disable=not (progress and processes.is_main())):
+        size = -(-len(batches[number]) // processes.count())  # each process takes a part of each batch, perhaps none
+        places = list(range(len(batches[number])))[processes.rank() * size :][:size]
+        batch, own = [batches[number][i] for i in places], []
+        if batch:
             rollout = generate(
                 model,
                 tokenizer,
@@ -458,6 +458,7 @@ def evaluate(
                 stop_tag=stop_tag,
                 soft=soft,
                 seed=seed + number,  # one seed for all would give every batch the same random draws
+                places=places,
             )
             own = _graded(
                 rollout, [problem for problem in batch for _ in range(samples)], prefilled(tags) * prefill, tags

@@ -132,10 +132,9 @@ def make_actor(policy: PreTrainedModel, dtype: torch.dtype, always_copy: bool = 
     """
     if dtype == next(policy.parameters()).dtype and not always_copy:
         return policy
-    actor = copy.deepcopy(policy).requires_grad_(False).eval()
-    for parameter in actor.parameters():  # but no buffers: rotary frequencies in bf16 would turn late positions wrong
-        parameter.data = parameter.data.to(dtype)
-    return actor
+    # Parameters alone: rotary frequencies in bf16 would turn late positions wrong. No copy in fp32 ever exists.
+    low = {id(p): torch.nn.Parameter(p.detach().to(dtype, copy=True), requires_grad=False) for p in policy.parameters()}
+    return copy.deepcopy(policy, low).eval()
 
 
 def make_optimizer(policy: PreTrainedModel, learning_rate: float) -> torch.optim.AdamW:
@@ -257,6 +256,7 @@ class DrawLogprobs(torch.autograd.Function):
         context.save_for_backward(hidden, weight, draws)
         low_weight, logprobs = weight.to(dtype), []
         for rows in context.chunks:
+            exps = None  # the chunk before goes first
             at_draws, exps, total = _exponentials(hidden[rows].to(dtype), low_weight, draws[rows], temperature)
             logprobs.append(at_draws - total.log())
         context.kept = (exps, total) if len(context.chunks) == 1 else None
@@ -269,6 +269,7 @@ class DrawLogprobs(torch.autograd.Function):
         kept, context.kept = context.kept, None  # else it stays until the whole graph goes
         low_weight, grad_hidden, grad_weight = weight.to(dtype), torch.empty_like(hidden), None
         for rows in context.chunks:
+            exps = grad_logits = None  # the chunk before goes first
             low_hidden, g = hidden[rows].to(dtype), gradient[rows] / temperature  # (n, H), (n, K)
             exps, total = kept or _exponentials(low_hidden, low_weight, draws[rows], temperature)[1:]
             grad_logits = exps.mul_(-g.sum(dim=-1, keepdim=True) / total).scatter_add_(1, draws[rows], g)  # (n, V)

@@ -87,7 +87,7 @@ def prepare(config: GRPOConfig) -> Run:
     if config.resume_from_checkpoint:
         folder, checkpoint = runs.find_checkpoint(config.output_dir, config.resume_from_checkpoint)
         runs.refuse_other_settings(folder, dataclasses.asdict(config), MAY_DIFFER_ON_RESUME)
-        state = torch.load(checkpoint / "trainer_state.pt", weights_only=True, map_location="cpu")
+        state = torch.load(checkpoint / "trainer_state.pt", weights_only=True, map_location="cpu", mmap=True)
         if state["step"] >= config.max_steps:
             raise ValueError(f"--max_steps {config.max_steps}: the checkpoint is at step {state['step']} already")
 
@@ -195,6 +195,8 @@ def run_steps(config: GRPOConfig, run: Run, interrupt: runs.Interrupt) -> Path:
             samples_log.replace(before)  # killed between the next two lines, it comes here again
             logged[-1] |= evaluate(run.last_step)
             metrics_log.replace(logged)
+            tracker.log(logged[-1], step=run.last_step)
+            tqdm.write(describe(f"step {run.last_step}", logged[-1]))
         if logged[-1]["eval/accuracy"] > run.best:
             run.best = logged[-1]["eval/accuracy"]
             processes.on_main(runs.mark_best, folder, run.last_step)
@@ -251,6 +253,8 @@ def run_steps(config: GRPOConfig, run: Run, interrupt: runs.Interrupt) -> Path:
 
         # 4. Everything about the step is written down.
         metrics = {"step": step, **records.metrics(rows, config), **train_stats}
+        if config.control == "random_rewards":
+            metrics["zero_std_groups"] = 0.0  # what was learned from is noise, and never equal
         metrics |= {"time/rollout": rollout_time(), "time/train": train_time()}
         metrics["tokens_per_second"] = sum(row["length"] for row in rows) / (rollout_time() + train_time())
         bad_updates = bad_updates + metrics["skipped_updates"] if metrics["updates"] == 0 else 0
@@ -259,7 +263,8 @@ def run_steps(config: GRPOConfig, run: Run, interrupt: runs.Interrupt) -> Path:
         saves = is_last or step % config.save_steps == 0
         if step == 1 or is_due(step):
             after = all_logprobs(policy, rollout, config, range(config.group_size))
-            records.add_token_details(rows[: config.group_size], tokenizer, rollout, after)
+            if processes.is_main():  # it has the step's first rows
+                records.add_token_details(rows[: config.group_size], tokenizer, rollout, after)
         if is_due(step) and not stops:
             metrics |= evaluate(step)
         log(metrics)
@@ -284,6 +289,7 @@ def run_steps(config: GRPOConfig, run: Run, interrupt: runs.Interrupt) -> Path:
             runs.finish(tracker)
             if processes.is_main():
                 report.make_report(folder)
+            processes.wait()  # for what the main one writes
             if signal:
                 raise runs.Stopped(signal, f"step {step} is saved; go on with {resume_command(folder)}")
             advice = f"look at rewards and grad_norm in {folder}/metrics.jsonl, and try a lower --learning_rate"
@@ -292,6 +298,7 @@ def run_steps(config: GRPOConfig, run: Run, interrupt: runs.Interrupt) -> Path:
     if processes.is_main():
         report.make_report(folder)
         summarise(folder, time.time() - started)
+    processes.wait()  # whoever goes on finds the last checkpoint
     return folder
 
 
@@ -360,7 +367,8 @@ def update(policy, actor, reference, optimizer, rollout, advantages, config) -> 
                 optimizer.zero_grad()
                 clear_device_cache(garbage_collection=True)
                 config.tokens_per_micro_batch //= 2  # for the rest of the run
-                tqdm.write(f"out of memory: --tokens_per_micro_batch is now {config.tokens_per_micro_batch}")
+                now = f"--tokens_per_micro_batch is now {config.tokens_per_micro_batch}"
+                tqdm.write(f"out of memory: {now}", file=sys.stderr)
         stats = processes.total(stats)
         processes.sum_gradients(policy)
         if taken == 0:  # the policy was still the one that sampled: any gap is the arithmetic's
@@ -539,8 +547,6 @@ def main() -> None:
         sys.exit(_complain(stopped, 1 if stopped.signal is None else 128 + stopped.signal))
     except OSError as error:  # a full disk, most likely
         sys.exit(_complain(f"{error}; logs and checkpoints written so far are in {run.folder}", 1))
-    finally:
-        processes.leave()
 
 
 def _complain(message, exit_code: int) -> int:

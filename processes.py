@@ -15,6 +15,7 @@ Left out on purpose: tensor and pipeline parallelism, sampling on other GPUs tha
 backward pass (a step sends the gradient once, which takes a few hundredths of its time).
 """
 
+import atexit
 import datetime
 import os
 import sys
@@ -33,13 +34,10 @@ def join() -> None:
     # The others wait at their next word while the main process writes or measures.
     patience = {"timeout": datetime.timedelta(hours=2)} if "RANK" in os.environ else {}
     PartialState(cpu=not torch.cuda.is_available(), **patience)
+    if dist.is_initialized():
+        atexit.register(dist.destroy_process_group)
     if not is_main():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
-
-
-def leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
 
 
 def rank() -> int:
@@ -80,6 +78,11 @@ def total(numbers: dict[str, float]) -> dict[str, float]:
 
 def most(number: int) -> int:
     return max(gather([number]))
+
+
+def wait() -> None:
+    """Until all processes are here: when one ends with an error, torchrun ends the others."""
+    gather([])
 
 
 def on_main(function, *arguments):
@@ -137,16 +140,24 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def whole_on_main(tensor: torch.Tensor) -> torch.Tensor | None:
+    """`whole`, on the CPU of the main process; None in the others, which have to ask too. One is whole at a time."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    tensor = tensor.full_tensor()
+    return tensor.cpu() if is_main() else None
+
+
 def whole_weights(model) -> dict[str, torch.Tensor] | None:
-    """The parameters of a sharded model by name, on the CPU, tied ones once; None for others, which have theirs at
-    hand."""
-    return {name: whole(p.detach()).cpu() for name, p in model.named_parameters()} if is_sharded(model) else None
+    """The parameters of a sharded model by name, tied ones once, for the main process; None for a model that has its
+    own at hand."""
+    return {name: whole_on_main(p.detach()) for name, p in model.named_parameters()} if is_sharded(model) else None
 
 
 def whole_optimizer_state(optimizer) -> dict:
-    """optimizer.state_dict() as if nothing were divided."""
+    """optimizer.state_dict() as if nothing were divided, for the main process."""
     state = optimizer.state_dict()
-    moments = {i: {name: whole(t) for name, t in s.items()} for i, s in state["state"].items()}
+    moments = {i: {name: whole_on_main(t) for name, t in s.items()} for i, s in state["state"].items()}
     return state | {"state": moments}
 
 

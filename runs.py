@@ -183,6 +183,8 @@ class JsonLines:
 
 def _finite(value):
     """None in place of what JSON has no word for."""
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -896,6 +896,7 @@ def test_evaluate_passes_its_settings_on(scripted):
         stop_tag=None,
         soft=None,
         seed=5,
+        places=[0],
     )
     assert result["accuracy"] == result["format_rate"] == 1.0
 

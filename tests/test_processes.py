@@ -83,13 +83,10 @@ DISTILL = (
 ).split()
 
 
-@pytest.mark.parametrize(
-    "flags, fsdp",
-    [((), ()), (("--loss", "fkl", "--on_policy_fraction", "0.5"), ("--fsdp",))],
-    ids=["replicated", "on-policy-fsdp"],
-)
-def test_two_processes_distil_the_same_student(tmp_path, flags, fsdp):
-    for name, num_processes, more in (("one", 1, ()), ("two", 2, fsdp)):
+def test_two_processes_distil_the_same_student(tmp_path):
+    """All stages that several processes share, on-policy batches, and a divided student."""
+    flags = ("--loss", "fkl", "--on_policy_fraction", "0.5")
+    for name, num_processes, more in (("one", 1, ()), ("two", 2, ("--fsdp",))):
         result = launch([*DISTILL, *flags, *more, "--output_dir", str(tmp_path / name)], num_processes)
         assert result.returncode == 0, result.stderr[-2000:]
     answers = [(tmp_path / name / "generate" / "teacher.jsonl").read_text() for name in ("one", "two")]
@@ -147,7 +144,6 @@ for step, lengths in enumerate([(40, 40), (40, 3), (3, 40), (1, 40), (40, 40)]):
     assert sums[0] == sums[1], "both processes have the same weights"
 moved = (mine - torch.cat([p.detach().flatten() for p in start.parameters()])).abs().max()
 assert moved > 1e-5
-processes.leave()
 """
 
 
