@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
 
+import browser
 import pytest
 from random_models import FAMILIES, ROOT, random_model
 from transformers import AutoTokenizer
@@ -17,3 +18,11 @@ def model(request):
 @pytest.fixture(scope="session")
 def tokenizer():
     return AutoTokenizer.from_pretrained(ROOT / "tiny")
+
+
+@pytest.fixture(scope="module")
+def window():
+    if reason := browser.missing():
+        pytest.skip(reason)
+    with browser.Browser() as window:
+        yield window

@@ -353,14 +353,6 @@ def test_bad_folders_get_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys)
 # ---------------------------------------------------------------- the page in a browser
 
 
-@pytest.fixture(scope="module")
-def window():
-    if reason := browser.missing():
-        pytest.skip(reason)
-    with browser.Browser() as window:
-        yield window
-
-
 @pytest.fixture
 def show(window):
     """Opens the report of a folder; at the end, nothing else was asked for and nothing went wrong."""

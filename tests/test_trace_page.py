@@ -206,14 +206,6 @@ return {
 };"""
 
 
-@pytest.fixture(scope="module")
-def window():
-    if reason := browser.missing():
-        pytest.skip(reason)
-    with browser.Browser() as window:
-        yield window
-
-
 @pytest.fixture
 def page(window, traces, tmp_path):
     """The page of the plain trace, opened; at the end, nothing was asked for and nothing went wrong."""
