@@ -453,12 +453,16 @@ def generate_stage(config: DistillConfig, places: dict[str, Path]) -> None:
     log.replace(rows[: done * config.problems_per_step * config.group_size])  # a batch is there whole or not at all
 
     teacher = llms.load(config.teacher_name, dtype=sampling_dtype(), trust_remote_code=config.trust_remote_code)[0]
-    rounds = range(done, len(batches), processes.count())  # a batch for each process
-    for first in tqdm(rounds, "generate", unit="batch", disable=not processes.is_main()):
-        number, own = first + processes.rank(), []
-        if number < len(batches):
-            rollout = sample(teacher, tokenizer, batches[number], config, seed=config.seed * 1_000_003 + number)
-            own = answer_records(batches[number], rollout, config)
+    progress = tqdm(
+        range(done, len(batches)), "generate", initial=done, total=len(batches), unit="batch",
+        disable=not processes.is_main(),
+    )  # fmt: skip
+    for number in progress:
+        part, own = processes.part(len(batches[number])), []
+        if part:
+            batch = [batches[number][i] for i in part]
+            rollout = sample(teacher, tokenizer, batch, config, config.seed * 1_000_003 + number, part)
+            own = answer_records(batch, rollout, config)
         log.append(*processes.gather(own))
 
 
@@ -780,7 +784,7 @@ def update(policy, teacher, optimizer, rollout: Rollout, config) -> dict[str, fl
     what the optimizer really used."""
     num_tokens = processes.total({"tokens": rollout.completion_mask.sum().item()})["tokens"]
     autocast = torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=policy.device.type == "cuda")
-    losses_of = policy.score if processes.is_sharded(policy) else functools.partial(token_losses, policy)
+    losses_of = processes.scorer(policy, token_losses)
     total = 0.0
     policy.train()
     for micro in grpo_main.own_micro_batches(policy, rollout, range(len(rollout.texts)), config.tokens_per_micro_batch):
@@ -789,9 +793,7 @@ def update(policy, teacher, optimizer, rollout: Rollout, config) -> dict[str, fl
         loss = losses.sum() * bool(micro) / num_tokens
         loss.backward()
         total += loss.item()
-    processes.sum_gradients(policy)
-    grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
-    grad_norm = processes.whole(grad_norm).item()
+    grad_norm = processes.sum_and_clip_gradients(policy, config.max_grad_norm)
     finite = math.isfinite(grad_norm)
     if finite:  # one step that is not would ruin every weight
         optimizer.step()

@@ -441,8 +441,7 @@ def evaluate(
         records = records[: done * problems_per_batch * samples]  # an unfinished batch is made again
         log.replace(records)
     for number in tqdm(range(done, len(batches)), desc="evaluate", disable=not (progress and processes.is_main())):
-        size = -(-len(batches[number]) // processes.count())  # each process takes a part of each batch, perhaps none
-        places = list(range(len(batches[number])))[processes.rank() * size :][:size]
+        places = processes.part(len(batches[number]))
         batch, own = [batches[number][i] for i in places], []
         if batch:
             rollout = generate(

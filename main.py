@@ -18,7 +18,6 @@ Left out on purpose: supervised fine-tuning before RL, learned reward models, a 
 
 import collections
 import dataclasses
-import functools
 import json
 import math
 import sys
@@ -370,11 +369,9 @@ def update(policy, actor, reference, optimizer, rollout, advantages, config) -> 
                 now = f"--tokens_per_micro_batch is now {config.tokens_per_micro_batch}"
                 tqdm.write(f"out of memory: {now}", file=sys.stderr)
         stats = processes.total(stats)
-        processes.sum_gradients(policy)
         if taken == 0:  # the policy was still the one that sampled: any gap is the arithmetic's
             gap = {"logprob_gap": stats["logprob_gap"]}
-        norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
-        stats["grad_norm"] = processes.whole(norm).item()
+        stats["grad_norm"] = processes.sum_and_clip_gradients(policy, config.max_grad_norm)
         if math.isfinite(stats["grad_norm"]):
             sums = {name: value + stats[name] for name, value in sums.items()}
             taken += 1
@@ -437,7 +434,7 @@ def all_logprobs(model, rollout, config, rows=None) -> torch.Tensor:
 
 def policy_logprobs(model, rollout, rows: list[int], config) -> torch.Tensor:
     """llms.completion_logprobs in the precision of training."""
-    score = model.score if processes.is_sharded(model) else functools.partial(llms.completion_logprobs, model)
+    score = processes.scorer(model, llms.completion_logprobs)
     device = rollout.draws.device.type
     with torch.autocast(device, dtype=torch.bfloat16, enabled=config.uses_bf16(rollout.draws.device)):
         return score(rollout, config.temperature, rows)

@@ -17,6 +17,7 @@ backward pass (a step sends the gradient once, which takes a few hundredths of i
 
 import atexit
 import datetime
+import functools
 import os
 import sys
 import types
@@ -61,6 +62,12 @@ def places(num_problems: int, minibatches: int) -> list[int]:
     return [start + rank() * part + i for start in range(0, num_problems, share) for i in range(part)]
 
 
+def part(number: int) -> list[int]:
+    """Which of so many things this process takes: those side by side, perhaps none."""
+    size = -(-number // count())
+    return list(range(number))[rank() * size :][:size]
+
+
 def gather(items: list) -> list:
     """The items of all processes, those of the first one first."""
     if count() == 1:
@@ -99,22 +106,23 @@ def on_main(function, *arguments):
     return outcome
 
 
-def sum_gradients(model) -> None:
-    """Every parameter's gradient becomes the sum over the processes. A sharded model has done that by itself."""
-    if count() == 1 or is_sharded(model):
-        return
-    for parameter in model.parameters():
-        if parameter.grad is None:  # no micro-batch here
-            parameter.grad = torch.zeros_like(parameter)
-        dist.all_reduce(parameter.grad)
+def sum_and_clip_gradients(model, max_norm: float) -> float:
+    """Every parameter's gradient becomes the sum over the processes, and all together are clipped to the norm. Returns
+    the norm before that. A sharded model has summed by itself."""
+    if count() > 1 and not is_sharded(model):
+        for parameter in model.parameters():
+            if parameter.grad is None:  # no micro-batch here
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+    return whole(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)).item()
 
 
 # ---------------------------------------------------------------- FSDP2
 
 
 def shard(model, score) -> None:
-    """Divides the model's weights among the processes. `score`: the function that is called as score(model, ...) from
-    then on by model.score(...), which gathers the weights that it needs."""
+    """Divides the model's weights among the processes. `score`: the function that will be called with the model, see
+    `scorer`."""
     for layer in model.base_model.layers:
         fully_shard(layer)
     fully_shard(model)
@@ -124,6 +132,11 @@ def shard(model, score) -> None:
             module.set_force_sum_reduction_for_comms(True)
     model.score = types.MethodType(score, model)
     register_fsdp_forward_method(model, "score")
+
+
+def scorer(model, score):
+    """score(model, ...) as a function of the rest. A sharded model has it as a method, which gathers the weights."""
+    return model.score if is_sharded(model) else functools.partial(score, model)
 
 
 def refuse_to_divide_by_one(fsdp: bool) -> None:

@@ -17,7 +17,7 @@ def of_rollout(rollout, rows, prompts, golds, weights, config) -> list[dict]:
     records = []
     for i, text in enumerate(rollout.texts):
         answer = rldatasets.prefilled(config.tags) * config.prefill + text
-        scores = evaluator.score(answer, golds[i], weights, config.tags)
+        scores = evaluator.score(answer, golds[i], {"accuracy": 0, "format": 0} | weights, config.tags)
         records.append({
             "row": rows[i],
             "prompt": prompts[i // config.group_size],
@@ -27,9 +27,9 @@ def of_rollout(rollout, rows, prompts, golds, weights, config) -> list[dict]:
             "length": int(rollout.lengths[i]),
             "soft_steps": int(soft_steps[i]),
             "mean_entropy": entropy[i].item(),
-            "correct": evaluator.accuracy_reward(answer, golds[i], config.tags) == 1,
-            "format": evaluator.format_reward(answer, config.tags) == 1,
-            **{f"reward/{name}": value for name, value in scores.items()},
+            "correct": scores["accuracy"] == 1,
+            "format": scores["format"] == 1,
+            **{f"reward/{name}": scores[name] for name in weights},
             "reward": evaluator.total(scores, weights),
         })  # fmt: skip
     return records
