@@ -45,13 +45,11 @@ from tqdm import tqdm
 import evaluator
 import llms
 import main as grpo_main
-import plotter
-import processes
 import rldatasets
-import runs
-import settings
+from engine import distributed
 from rollout import Rollout, generate
-from settings import GRPOConfig, ModelAndData, Sampling, setting
+from tracking import checkpoints, plotter, run_config, run_folder, training_run
+from tracking.run_config import GRPOConfig, ModelAndData, Sampling, setting
 
 # ---------------------------------------------------------------- what the student minimises
 
@@ -120,7 +118,7 @@ class Teacher:
     teacher_name: str | None = setting(
         None, "hub name or folder; default: the newest finished run of main.py in runs/TEACHER_PRESET, or one made here"
     )
-    teacher_preset: str = setting("tiny", "preset of main.py for it", tuple(settings.PRESETS))
+    teacher_preset: str = setting("tiny", "preset of main.py for it", tuple(run_config.PRESETS))
     teacher_steps: int = setting(60, "GRPO steps of a teacher that is made here")
     train_problems: int = setting(4096, "training problems that the teacher answers")
     keep_per_problem: int = setting(4, "right answers kept of one problem, at most")
@@ -185,7 +183,7 @@ class DistillConfig(*reversed(SECTIONS)):
     prompting, answering, stop_tag = GRPOConfig.prompting, GRPOConfig.answering, GRPOConfig.stop_tag
 
     def __post_init__(self):
-        settings.check_values(self, MAY_BE_ZERO)
+        run_config.check_values(self, MAY_BE_ZERO)
         for name in ("on_policy_fraction", "final_lr_fraction"):
             if getattr(self, name) > 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: must be at most 1")
@@ -279,7 +277,7 @@ def parse_config(arguments: list[str]) -> DistillConfig:
     has_gpu = torch.cuda.is_available()
     default = ("qwen2.5-0.5b", "a CUDA device is here") if has_gpu else ("tiny", "no CUDA device here")
     description = "Distil an RL-trained teacher into a smaller student."
-    return settings.parse(arguments, DistillConfig, SECTIONS, PRESETS, default, "distill.py", description)
+    return run_config.parse(arguments, DistillConfig, SECTIONS, PRESETS, default, "distill.py", description)
 
 
 # ---------------------------------------------------------------- the stages
@@ -325,26 +323,28 @@ def run(config: DistillConfig) -> Path:
         stages = [stage for stage in stages if stage not in SAMPLED]
     if config.overwrite_output_dir:  # only now, when nothing is left that could be refused
         for stage in BUILT_ON[config.stage]:
-            processes.on_main(shutil.rmtree, folder / stage, True)
+            distributed.run_on_main(shutil.rmtree, folder / stage, True)
 
     record = dataclasses.asdict(config)
     for stage in stages:
         if (places[stage] / "args.json").exists():
             depends = {name: record[name] for name in sorted(DEPENDS_ON[stage])}
-            runs.refuse_other_settings(places[stage], depends, may_differ=())
+            run_folder.check_same_config(places[stage], depends, may_differ=())
     for stage in stages:
-        if not processes.on_main((places[stage] / "args.json").exists):
-            processes.on_main(make_folder, places[stage])
-            runs.write_args(places[stage], record, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        if not distributed.run_on_main((places[stage] / "args.json").exists):
+            distributed.run_on_main(make_folder, places[stage])
+            run_folder.write_args(places[stage], record, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         STAGES[stage](dataclasses.replace(config, teacher_name=find_teacher(config, data)), places)
     return folder
 
 
 def check(config: DistillConfig, data: Path) -> None:
     """Refuses what can be known before hours of sampling: models, their positions and tokenizers, the data."""
-    if config.batch_size % processes.count():
-        raise ValueError(f"--batch_size {config.batch_size}: must be a multiple of {processes.count()} processes")
-    processes.refuse_to_divide_by_one(config.fsdp)
+    if config.batch_size % distributed.world_size():
+        raise ValueError(
+            f"--batch_size {config.batch_size}: must be a multiple of {distributed.world_size()} processes"
+        )
+    distributed.check_fsdp_world_size(config.fsdp)
     if config.data_dir:
         if not (data / "filter" / "distill.jsonl").exists():
             raise ValueError(f"--data_dir {config.data_dir}: there is no filter/distill.jsonl in it")
@@ -353,9 +353,9 @@ def check(config: DistillConfig, data: Path) -> None:
                 f"--data_dir {config.data_dir}: it is what {config.stage} would make; leave out one of them"
             )
         asked = {name: getattr(config, name) for name in names_of(ModelAndData) - {"model_name", "trust_remote_code"}}
-        runs.refuse_other_settings(data / "generate", asked, may_differ=())
+        run_folder.check_same_config(data / "generate", asked, may_differ=())
     teacher_name = config.teacher_name or newest_run(config.teacher_preset)
-    teacher_name = teacher_name or settings.PRESETS[config.teacher_preset]["model_name"]  # what will be trained
+    teacher_name = teacher_name or run_config.PRESETS[config.teacher_preset]["model_name"]  # what will be trained
     if not (config.overwrite_output_dir and config.stage in ("all", "generate")):
         decided = decided_teacher(data)
         if decided and config.teacher_name not in (None, decided):
@@ -418,7 +418,7 @@ def train_teacher(config: DistillConfig, folder: Path) -> str:
     asking = names_of(ModelAndData, Sampling) - {"model_name", "problems_per_step", "group_size"}
     every = max(1, config.teacher_steps // 3)
     grpo_config = GRPOConfig(
-        **settings.PRESETS[config.teacher_preset]
+        **run_config.PRESETS[config.teacher_preset]
         | {name: getattr(config, name) for name in asking}
         | dict(
             preset=config.teacher_preset,
@@ -441,12 +441,12 @@ def train_teacher(config: DistillConfig, folder: Path) -> str:
 
 def generate_stage(config: DistillConfig, places: dict[str, Path]) -> None:
     """teacher.jsonl: group_size answers of the teacher to each training problem, graded."""
-    log = runs.JsonLines(places["generate"] / "teacher.jsonl")
+    log = run_folder.JsonLines(places["generate"] / "teacher.jsonl")
     problems = rldatasets.load_problems(config.dataset_name, "train", config.train_problems, config.dataset_path)
     tokenizer = load_tokenizer(config.teacher_name, config)
     problems = rldatasets.drop_long_prompts(problems, tokenizer, config.max_prompt_length, **config.prompting())
     batches = [problems[i : i + config.problems_per_step] for i in range(0, len(problems), config.problems_per_step)]
-    rows = processes.on_main(log.read)
+    rows = distributed.run_on_main(log.read)
     if len(rows) == len(problems) * config.group_size:
         return
     done = len(rows) // (config.problems_per_step * config.group_size)
@@ -455,15 +455,15 @@ def generate_stage(config: DistillConfig, places: dict[str, Path]) -> None:
     teacher = llms.load(config.teacher_name, dtype=sampling_dtype(), trust_remote_code=config.trust_remote_code)[0]
     progress = tqdm(
         range(done, len(batches)), "generate", initial=done, total=len(batches), unit="batch",
-        disable=not processes.is_main(),
+        disable=not distributed.is_main_process(),
     )  # fmt: skip
     for number in progress:
-        part, own = processes.part(len(batches[number])), []
+        part, own = distributed.shard_range(len(batches[number])), []
         if part:
             batch = [batches[number][i] for i in part]
             rollout = sample(teacher, tokenizer, batch, config, config.seed * 1_000_003 + number, part)
             own = answer_records(batch, rollout, config)
-        log.append(*processes.gather(own))
+        log.append(*distributed.all_gather(own))
 
 
 def sample(model, tokenizer, problems, config, seed: int, places=None) -> Rollout:
@@ -501,10 +501,10 @@ def answer_records(problems, rollout: Rollout, config) -> list[dict]:
 
 def filter_stage(config: DistillConfig, places: dict[str, Path]) -> None:
     """distill.jsonl: the answers to learn from; counts.json: how many were kept, and why the others were not."""
-    kept_log = runs.JsonLines(places["filter"] / "distill.jsonl")
+    kept_log = run_folder.JsonLines(places["filter"] / "distill.jsonl")
     if kept_log.file.exists():
         return
-    rows = runs.JsonLines(places["generate"] / "teacher.jsonl").read()
+    rows = run_folder.JsonLines(places["generate"] / "teacher.jsonl").read()
     test_problems = rldatasets.load_problems(config.dataset_name, "test", path=config.dataset_path)
     kept, counts = filter_rows(rows, config.keep_per_problem, {problem.question for problem in test_problems})
     print(f"generated {len(rows)}: " + ", ".join(f"{reason} {count}" for reason, count in counts.items()))
@@ -539,8 +539,8 @@ def filter_rows(rows: list[dict], keep_per_problem: int, test_questions: set[str
 
 def train_stage(config: DistillConfig, places: dict[str, Path]) -> None:
     """distilled/ and gold/: the student after each of its two lessons, from the same start and problem by problem."""
-    rows = runs.JsonLines(places["filter"] / "distill.jsonl").read()
-    start = processes.on_main(untrained_student, config, places["train"])
+    rows = run_folder.JsonLines(places["filter"] / "distill.jsonl").read()
+    start = distributed.run_on_main(untrained_student, config, places["train"])
     train_student(config, start, rows, places["train"] / "distilled")
     if config.control == "gold":
         plain = dataclasses.replace(config, loss="sft", on_policy_fraction=0.0)
@@ -559,7 +559,7 @@ def report_stage(config: DistillConfig, places: dict[str, Path]) -> None:
         del models["gold-solution control"]
     table = measure_all(models, config, places["report"])
     counts = json.loads((places["filter"] / "counts.json").read_text(encoding="utf-8"))
-    kept = runs.JsonLines(places["filter"] / "distill.jsonl").read()
+    kept = run_folder.JsonLines(places["filter"] / "distill.jsonl").read()
     counts["kept, the data set's own solution"] = sum(row["completion"] == gold_completion(row, config) for row in kept)
     write_json(places["report"] / "distill.json", {"answers": counts, "models": table})
     plotter.save({"distill.png": report_figure(table)}, places["report"])
@@ -570,15 +570,15 @@ def report_stage(config: DistillConfig, places: dict[str, Path]) -> None:
 
 def sweep_stage(config: DistillConfig, places: dict[str, Path]) -> None:
     """sweep.json, sweep.png and a table: students of several sizes, each trained as `train` would."""
-    rows = runs.JsonLines(places["filter"] / "distill.jsonl").read()
+    rows = run_folder.JsonLines(places["filter"] / "distill.jsonl").read()
     models = {"teacher": config.teacher_name}
     for text in config.sweep_list():
         student = dict(student_config=text) if "=" in text else dict(model_name=text, student_config=None)
         folder = places["sweep"] / text.replace("/", "--")
         one = dataclasses.replace(config, **student)
-        train_student(one, processes.on_main(untrained_student, one, folder), rows, folder)
+        train_student(one, distributed.run_on_main(untrained_student, one, folder), rows, folder)
         models[text] = str(folder / "checkpoints" / "latest")
-    if not processes.is_main():
+    if not distributed.is_main_process():
         return
     table = measure_all(models, config, places["sweep"])
     write_json(places["sweep"] / "sweep.json", table)
@@ -589,9 +589,9 @@ def sweep_stage(config: DistillConfig, places: dict[str, Path]) -> None:
 
 STAGES = {
     "generate": generate_stage,
-    "filter": functools.partial(processes.on_main, filter_stage),
+    "filter": functools.partial(distributed.run_on_main, filter_stage),
     "train": train_stage,
-    "report": functools.partial(processes.on_main, report_stage),
+    "report": functools.partial(distributed.run_on_main, report_stage),
     "sweep": sweep_stage,
 }
 
@@ -630,53 +630,53 @@ def train_student(config: DistillConfig, start: str, rows: list[dict], folder: P
     """Trains the student of that name on `rows`; leaves metrics.jsonl, plots and checkpoints in the folder.
 
     rows: dicts with question, completion and ids (None: encode the completion). What a step does depends on the seed
-    and its number alone, so a stopped training ends as it would have. Raises runs.Stopped, with a checkpoint, when a
+    and its number alone, so a stopped training ends as it would have. Raises TrainingStopped, with a checkpoint, when a
     signal came or updates stay non-finite.
     """
     num_steps = max(1, round(config.epochs * len(rows) / config.batch_size))
     if (folder / "checkpoints" / f"step-{num_steps}").exists():
         return
-    processes.on_main(make_folder, folder / "checkpoints")
+    distributed.run_on_main(make_folder, folder / "checkpoints")
     policy, tokenizer, state = load_student(config, start, folder)
     teacher, keep_ids = load_teacher(config, policy, tokenizer)
     actor = llms.make_actor(policy, sampling_dtype(), always_copy=config.fsdp)
     if config.fsdp:
-        processes.shard(policy, token_losses)
+        distributed.shard_model(policy, token_losses)
     optimizer, last_step = llms.make_optimizer(policy, config.learning_rate), state["step"]
     if last_step:
-        processes.load_optimizer_state(optimizer, state["optimizer"])
+        distributed.load_optimizer_state(optimizer, state["optimizer"])
     stops = llms.stop_ids(policy, tokenizer)
-    lessons = [Lesson(row["question"], completion_ids(row, tokenizer, stops, keep_ids, config)) for row in rows]
+    lessons = [SFTExample(row["question"], completion_ids(row, tokenizer, stops, keep_ids, config)) for row in rows]
     one_each, share = dataclasses.replace(config, group_size=1), config.on_policy_fraction
 
-    log = runs.JsonLines(folder / "metrics.jsonl")
-    log.keep_until(last_step)
+    log = run_folder.JsonLines(folder / "metrics.jsonl")
+    log.truncate_after(last_step)
     tracker = Accelerator(log_with=None if config.report_to == "none" else config.report_to, project_dir=folder)
     tracker.init_trackers("distill")
     bad_updates = 0  # in a row
     steps = range(last_step + 1, num_steps + 1)
-    own = processes.places(config.batch_size, 1)  # of this process's answers in a batch
+    own = distributed.shard_indices(config.batch_size, 1)  # of this process's answers in a batch
     progress = tqdm(
-        steps, folder.name, initial=last_step, total=num_steps, unit="step", disable=not processes.is_main()
+        steps, folder.name, initial=last_step, total=num_steps, unit="step", disable=not distributed.is_main_process()
     )
-    with runs.Interrupt() as interrupt:
+    with training_run.SignalHandler() as interrupt:
         for step in progress:
             batch = rldatasets.problems_of_step(lessons, step, config.batch_size, config.seed)
             batch = [batch[i] for i in own]
             on_policy = math.floor(step * share) > math.floor((step - 1) * share)  # evenly spread
-            with runs.stopwatch(policy.device) as rollout_time:
+            with run_folder.stopwatch(policy.device) as rollout_time:
                 if on_policy:
                     rollout = sample(actor, tokenizer, batch, one_each, config.seed * 1_000_003 + step, own)
                 else:
                     rollout = as_rollout(batch, tokenizer, config, policy.device)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * lr_factor(step, num_steps, config)
-            with runs.stopwatch(policy.device) as train_time:
+            with run_folder.stopwatch(policy.device) as train_time:
                 stats = update(policy, teacher, optimizer, rollout, config)
                 llms.sync_actor(actor, policy)
 
             row = {"step": step, **stats, "on_policy": int(on_policy)}
-            num_tokens = processes.total({"tokens": rollout.lengths.sum().item()})["tokens"]
+            num_tokens = distributed.all_reduce_sum({"tokens": rollout.lengths.sum().item()})["tokens"]
             row["completion_length"] = num_tokens / config.batch_size
             row |= {"time/rollout": rollout_time(), "time/train": train_time()}
             row["tokens_per_second"] = num_tokens / (rollout_time() + train_time())
@@ -684,21 +684,21 @@ def train_student(config: DistillConfig, start: str, rows: list[dict], folder: P
             tracker.log(row, step=step)
             progress.set_postfix_str(f"loss {stats['loss']:.4f}", refresh=False)
             bad_updates = bad_updates + 1 if stats["skipped_updates"] else 0
-            signal = processes.most(interrupt.signal or 0)
+            signal = distributed.all_reduce_max(interrupt.signal or 0)
             stopped = signal or bad_updates >= grpo_main.MAX_BAD_UPDATES
             if stopped or step == num_steps or step % config.save_steps == 0:
-                state = dict(step=step, optimizer=processes.whole_optimizer_state(optimizer))
-                kept, weights = config.save_total_limit, processes.whole_weights(policy)
-                if processes.is_main():
-                    runs.save_checkpoint(folder, step, policy, tokenizer, state, kept, False, weights)
-                processes.wait()  # whoever goes on finds it
+                state = dict(step=step, optimizer=distributed.gather_optimizer_state(optimizer))
+                kept, weights = config.save_total_limit, distributed.gather_state_dict(policy)
+                if distributed.is_main_process():
+                    checkpoints.save_checkpoint(folder, step, policy, tokenizer, state, kept, False, weights)
+                distributed.barrier()  # whoever goes on finds it
             if stopped and step < num_steps:
                 why = "go on with the same command"
                 if not signal:
                     why = f"{bad_updates} updates in a row were not finite: try a lower --learning_rate"
-                raise runs.Stopped(signal, f"{folder}: step {step} is saved; {why}")
-    runs.finish(tracker)
-    if processes.is_main():
+                raise training_run.TrainingStopped(signal, f"{folder}: step {step} is saved; {why}")
+    training_run.finish(tracker)
+    if distributed.is_main_process():
         plotter.plot_run(folder)
 
 
@@ -706,7 +706,7 @@ def load_student(config: DistillConfig, start: str, folder: Path):
     """(policy, tokenizer, trainer state with "step"): from the folder's newest checkpoint, else from the start."""
     name, state = start, {"step": 0}
     if (folder / "checkpoints" / "latest").exists():
-        name = str(runs.find_checkpoint(str(folder), "latest")[1])
+        name = str(checkpoints.find_checkpoint(str(folder), "latest")[1])
         state = torch.load(Path(name, "trainer_state.pt"), weights_only=True, map_location="cpu", mmap=True)
     policy, tokenizer = llms.load(name, trust_remote_code=config.trust_remote_code)
     if config.gradient_checkpointing:
@@ -726,7 +726,7 @@ def load_teacher(config: DistillConfig, policy, tokenizer):
     return (None if config.loss == "sft" else teacher), same
 
 
-class Lesson(NamedTuple):
+class SFTExample(NamedTuple):
     question: str
     completion: list[int]  # ids, the stop token last
 
@@ -754,7 +754,7 @@ def gold_completion(row: dict, config) -> str:
     return f"{opening}{steps}</{config.tags}>\n<answer>{row['answer']}</answer>"
 
 
-def as_rollout(lessons: list[Lesson], tokenizer, config, device: torch.device) -> Rollout:
+def as_rollout(lessons: list[SFTExample], tokenizer, config, device: torch.device) -> Rollout:
     """Lessons as the Rollout that would have sampled them (one draw a position), so that the training pass is that of
     main.py. Log-probs and entropies at sampling time are not known; nothing here reads them."""
     prompts = [rldatasets.build_prompt(tokenizer, lesson.question, **config.prompting()) for lesson in lessons]
@@ -782,9 +782,9 @@ def as_rollout(lessons: list[Lesson], tokenizer, config, device: torch.device) -
 def update(policy, teacher, optimizer, rollout: Rollout, config) -> dict[str, float]:
     """One optimizer step on the mean over all tokens of the batch, of which every process has its own rows. Returns
     what the optimizer really used."""
-    num_tokens = processes.total({"tokens": rollout.completion_mask.sum().item()})["tokens"]
+    num_tokens = distributed.all_reduce_sum({"tokens": rollout.completion_mask.sum().item()})["tokens"]
     autocast = torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=policy.device.type == "cuda")
-    losses_of = processes.scorer(policy, token_losses)
+    losses_of = distributed.bind_forward(policy, token_losses)
     total = 0.0
     policy.train()
     for micro in grpo_main.own_micro_batches(policy, rollout, range(len(rollout.texts)), config.tokens_per_micro_batch):
@@ -793,14 +793,14 @@ def update(policy, teacher, optimizer, rollout: Rollout, config) -> dict[str, fl
         loss = losses.sum() * bool(micro) / num_tokens
         loss.backward()
         total += loss.item()
-    grad_norm = processes.sum_and_clip_gradients(policy, config.max_grad_norm)
+    grad_norm = distributed.sum_and_clip_gradients(policy, config.max_grad_norm)
     finite = math.isfinite(grad_norm)
     if finite:  # one step that is not would ruin every weight
         optimizer.step()
     optimizer.zero_grad()
     policy.eval()
     used = {"lr": optimizer.param_groups[0]["lr"], "skipped_updates": int(not finite)}
-    return {**processes.total({"loss": total}), "grad_norm": grad_norm, **used}
+    return {**distributed.all_reduce_sum({"loss": total}), "grad_norm": grad_norm, **used}
 
 
 def lr_factor(step: int, num_steps: int, config) -> float:
@@ -816,7 +816,7 @@ def lr_factor(step: int, num_steps: int, config) -> float:
 
 def measure_all(models: dict[str, str], config: DistillConfig, folder: Path) -> dict[str, dict]:
     """{label: what `measure` says}. Each is written to measured.jsonl when it is known, and not measured again."""
-    log = runs.JsonLines(folder / "measured.jsonl")
+    log = run_folder.JsonLines(folder / "measured.jsonl")
     known = {row["model"]: row for row in log.read()}
     log.replace(list(known.values()))
     # A process for each model, forked from a server that has loaded the code and nothing else.
@@ -849,7 +849,7 @@ def measure(model_name: str, config: DistillConfig) -> dict[str, float]:
 
     evaluate(problems[:8], config.temperature)  # what is done once, such as paging in the code, is not the model's cost
     before = peak_of_process()
-    with runs.stopwatch(model.device) as seconds:
+    with run_folder.stopwatch(model.device) as seconds:
         sampled = evaluate(problems, config.temperature)
     greedy = evaluate(problems, 0.0)
     memory = sum(p.numel() * p.element_size() for p in model.parameters()) + peak_of_process() - before
@@ -973,7 +973,7 @@ def make_folder(folder: Path) -> None:
 
 def write_json(file: Path, content: dict) -> None:
     """Whole or not at all."""
-    if not processes.is_main():
+    if not distributed.is_main_process():
         return
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -981,12 +981,12 @@ def write_json(file: Path, content: dict) -> None:
 
 
 def main() -> None:
-    processes.join()
+    distributed.init_distributed()
     try:
         run(parse_config(sys.argv[1:]))
     except ValueError as error:
         sys.exit(complain(error, 2))
-    except runs.Stopped as stopped:
+    except training_run.TrainingStopped as stopped:
         sys.exit(complain(stopped, 1 if stopped.signal is None else 128 + stopped.signal))
     except KeyboardInterrupt:
         sys.exit(complain("interrupted; go on with the same command", 130))

@@ -24,7 +24,7 @@ from statistics import fmean
 
 from tqdm import tqdm
 
-import processes
+from engine import distributed
 from rldatasets import build_prompt, prefilled
 from rollout import generate
 
@@ -440,8 +440,10 @@ def evaluate(
     if log:
         records = records[: done * problems_per_batch * samples]  # an unfinished batch is made again
         log.replace(records)
-    for number in tqdm(range(done, len(batches)), desc="evaluate", disable=not (progress and processes.is_main())):
-        places = processes.part(len(batches[number]))
+    for number in tqdm(
+        range(done, len(batches)), desc="evaluate", disable=not (progress and distributed.is_main_process())
+    ):
+        places = distributed.shard_range(len(batches[number]))
         batch, own = [batches[number][i] for i in places], []
         if batch:
             rollout = generate(
@@ -462,7 +464,7 @@ def evaluate(
             own = _graded(
                 rollout, [problem for problem in batch for _ in range(samples)], prefilled(tags) * prefill, tags
             )
-        made = processes.gather(own)
+        made = distributed.all_gather(own)
         records += made
         if log:
             log.append(*made)

@@ -16,8 +16,8 @@ from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, Repo
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-import processes
-from attention import Packed, read
+from engine import distributed
+from engine.attention import Packed, read
 
 logging.disable_progress_bar()  # of loading weights: a line per model says nothing here
 
@@ -81,7 +81,7 @@ def load_config(model_name: str, trust_remote_code: bool = False):
 def _from_pretrained(auto_class, model_name, **options):
     local = Path(model_name)
     if model_name in EMBEDDED and not local.is_dir():
-        local = Path(__file__).resolve().parent / model_name
+        local = Path(__file__).resolve().parent / "models" / model_name
     if not local.is_dir() and (local.is_absolute() or model_name.startswith(".")):
         raise ValueError(f"cannot load model {model_name!r}: there is no such folder")
     try:
@@ -158,15 +158,15 @@ def make_reference(policy: PreTrainedModel, bf16: bool) -> PreTrainedModel:
 def refresh_reference(reference: PreTrainedModel, policy: PreTrainedModel, mix: float) -> None:
     """reference = (1 - mix) reference + mix policy, in place; a mix of 1 replaces it."""
     for old, new in zip(reference.parameters(), policy.parameters(), strict=True):
-        old.copy_(torch.lerp(old.float(), processes.whole(new).float(), mix))
+        old.copy_(torch.lerp(old.float(), distributed.full_tensor(new).float(), mix))
 
 
 @torch.no_grad()
 def sync_actor(actor: PreTrainedModel, policy: PreTrainedModel) -> None:
     """Copies the policy's weights into the actor's, in place. Every process of a sharded policy has to call it."""
-    if processes.is_sharded(policy):
+    if distributed.is_sharded(policy):
         for copied, parameter in zip(actor.parameters(), policy.parameters(), strict=True):  # one is whole at a time
-            copied.copy_(processes.whole(parameter))
+            copied.copy_(distributed.full_tensor(parameter))
     elif actor is not policy:
         torch._foreach_copy_(list(actor.parameters()), list(policy.parameters()))
 

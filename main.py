@@ -32,18 +32,14 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import doctor
 import evaluator
 import grpo
 import llms
-import plotter
-import processes
-import records
-import report
 import rldatasets
-import runs
+from engine import distributed
 from rollout import generate
-from settings import GRPOConfig, parse_config
+from tracking import checkpoints, doctor, plotter, report, run_folder, step_records, training_run
+from tracking.run_config import GRPOConfig, parse_config
 
 # ---------------------------------------------------------------- the training loop
 
@@ -71,12 +67,12 @@ def prepare(config: GRPOConfig) -> Run:
     test_problems = rldatasets.load_problems(config.dataset_name, "test", config.eval_problems, config.dataset_path)
     mode, model_config = config.rollout_mode(), llms.load_config(config.model_name, config.trust_remote_code)
     mode.check_vocabulary(model_config.vocab_size)
-    if config.problems_per_step % (config.minibatches * processes.count()):
+    if config.problems_per_step % (config.minibatches * distributed.world_size()):
         raise ValueError(
             f"--problems_per_step {config.problems_per_step}: must be a multiple of --minibatches {config.minibatches} "
-            f"times {processes.count()} processes"
+            f"times {distributed.world_size()} processes"
         )
-    processes.refuse_to_divide_by_one(config.fsdp)
+    distributed.check_fsdp_world_size(config.fsdp)
     num_tokens = config.max_prompt_length + config.max_completion_length
     positions = llms.max_positions(model_config)
     if num_tokens > positions:
@@ -84,8 +80,8 @@ def prepare(config: GRPOConfig) -> Run:
     folder = checkpoint = None
     state = {"step": 0, "best": -1.0}
     if config.resume_from_checkpoint:
-        folder, checkpoint = runs.find_checkpoint(config.output_dir, config.resume_from_checkpoint)
-        runs.refuse_other_settings(folder, dataclasses.asdict(config), MAY_DIFFER_ON_RESUME)
+        folder, checkpoint = checkpoints.find_checkpoint(config.output_dir, config.resume_from_checkpoint)
+        run_folder.check_same_config(folder, dataclasses.asdict(config), MAY_DIFFER_ON_RESUME)
         state = torch.load(checkpoint / "trainer_state.pt", weights_only=True, map_location="cpu", mmap=True)
         if state["step"] >= config.max_steps:
             raise ValueError(f"--max_steps {config.max_steps}: the checkpoint is at step {state['step']} already")
@@ -111,15 +107,15 @@ def prepare(config: GRPOConfig) -> Run:
     if config.compile:
         llms.compile_layers(policy)
     if config.fsdp:
-        processes.shard(policy, llms.completion_logprobs)
+        distributed.shard_model(policy, llms.completion_logprobs)
     optimizer = llms.make_optimizer(policy, config.learning_rate)
     if checkpoint:
-        processes.load_optimizer_state(optimizer, state["optimizer"])
+        distributed.load_optimizer_state(optimizer, state["optimizer"])
         if "reference" in state:
             reference.load_state_dict(state["reference"])
     else:
-        output_dir = config.output_dir or processes.on_main(runs.unused_folder, f"runs/{config.preset}")
-        folder = processes.on_main(runs.create_folder, output_dir, config.overwrite_output_dir)
+        output_dir = config.output_dir or distributed.run_on_main(run_folder.unused_folder, f"runs/{config.preset}")
+        folder = distributed.run_on_main(run_folder.create_folder, output_dir, config.overwrite_output_dir)
     return Run(
         folder,
         policy,
@@ -136,23 +132,26 @@ def prepare(config: GRPOConfig) -> Run:
 
 def train(config: GRPOConfig) -> Path:
     """Runs GRPO as configured; returns the run's folder."""
-    return run_steps(config, prepare(config), runs.Interrupt())
+    return run_steps(config, prepare(config), training_run.SignalHandler())
 
 
-def run_steps(config: GRPOConfig, run: Run, interrupt: runs.Interrupt) -> Path:
+def run_steps(config: GRPOConfig, run: Run, interrupt: training_run.SignalHandler) -> Path:
     """The loop. When `interrupt` has a signal, or updates stay non-finite, it ends early: with a checkpoint, by raising
-    runs.Stopped."""
+    training_run.TrainingStopped."""
     started = time.time()
     policy, actor, tokenizer, folder, device = run.policy, run.actor, run.tokenizer, run.folder, run.policy.device
     weights = evaluator.parse_rewards(config.rewards)
     mode = config.rollout_mode()  # k = 1 in normal sampling
     hard_mode = dataclasses.replace(mode, k=1)  # what the figures without "soft" in their name are measured in
-    metrics_log, samples_log = runs.JsonLines(folder / "metrics.jsonl"), runs.JsonLines(folder / "samples.jsonl")
+    metrics_log, samples_log = (
+        run_folder.JsonLines(folder / "metrics.jsonl"),
+        run_folder.JsonLines(folder / "samples.jsonl"),
+    )
     if run.last_step > 0:
-        metrics_log.keep_until(run.last_step)
-        samples_log.keep_until(run.last_step)
+        metrics_log.truncate_after(run.last_step)
+        samples_log.truncate_after(run.last_step)
     settings = dataclasses.asdict(config)
-    runs.write_args(folder, settings, device)
+    run_folder.write_args(folder, settings, device)
     tracker = Accelerator(log_with=None if config.report_to == "none" else config.report_to, project_dir=folder)
     tracker.init_trackers("r1", config={name: value for name, value in settings.items() if value is not None})
 
@@ -178,7 +177,7 @@ def run_steps(config: GRPOConfig, run: Run, interrupt: runs.Interrupt) -> Path:
         tracker.log(row, step=row["step"])
         if "eval/accuracy" in row:
             tqdm.write(describe(f"step {row['step']}", row))
-            if processes.is_main():
+            if distributed.is_main_process():
                 plotter.plot_run(folder)
 
     def is_due(step: int) -> bool:
@@ -186,7 +185,7 @@ def run_steps(config: GRPOConfig, run: Run, interrupt: runs.Interrupt) -> Path:
 
     def evaluate_saved_step() -> None:
         """What the checkpoint's step still lacks: a signal may have ended the run before its evaluation."""
-        logged = processes.on_main(metrics_log.read)
+        logged = distributed.run_on_main(metrics_log.read)
         if not logged or logged[-1]["step"] != run.last_step:
             return  # somebody lost the log
         if "eval/accuracy" not in logged[-1]:
@@ -198,16 +197,20 @@ def run_steps(config: GRPOConfig, run: Run, interrupt: runs.Interrupt) -> Path:
             tqdm.write(describe(f"step {run.last_step}", logged[-1]))
         if logged[-1]["eval/accuracy"] > run.best:
             run.best = logged[-1]["eval/accuracy"]
-            processes.on_main(runs.mark_best, folder, run.last_step)
+            distributed.run_on_main(checkpoints.mark_best, folder, run.last_step)
 
     if run.last_step == 0:
         log({"step": 0, **evaluate(0)})
     elif is_due(run.last_step):
         evaluate_saved_step()
-    places = processes.places(config.problems_per_step, config.minibatches)  # of this process's problems in a step
+    places = distributed.shard_indices(
+        config.problems_per_step, config.minibatches
+    )  # of this process's problems in a step
     bad_updates = 0  # in a row
     steps = range(run.last_step + 1, config.max_steps + 1)
-    progress = tqdm(steps, initial=run.last_step, total=config.max_steps, unit="step", disable=not processes.is_main())
+    progress = tqdm(
+        steps, initial=run.last_step, total=config.max_steps, unit="step", disable=not distributed.is_main_process()
+    )
     for step in progress:
         problems = rldatasets.problems_of_step(run.train_problems, step, config.problems_per_step, config.seed)
         prompts = [rldatasets.build_prompt(tokenizer, problems[i].question, **config.prompting()) for i in places]
@@ -215,7 +218,7 @@ def run_steps(config: GRPOConfig, run: Run, interrupt: runs.Interrupt) -> Path:
 
         # 1. The policy writes group_size answers to each problem: B = problems x group_size rows, here and in all
         # other processes together.
-        with runs.stopwatch(device) as rollout_time:
+        with run_folder.stopwatch(device) as rollout_time:
             rollout = generate(
                 actor,
                 tokenizer,
@@ -231,7 +234,7 @@ def run_steps(config: GRPOConfig, run: Run, interrupt: runs.Interrupt) -> Path:
 
         # 2. Rules score them, and each answer is compared with its own group.
         own_rows = [i * config.group_size + n for i in places for n in range(config.group_size)]  # of the B rows
-        rows = processes.gather(records.of_rollout(rollout, own_rows, prompts, golds, weights, config))
+        rows = distributed.all_gather(step_records.rollout_records(rollout, own_rows, prompts, golds, weights, config))
         rows.sort(key=lambda row: row["row"])
         rewards = torch.tensor([row["reward"] for row in rows], device=device)  # (B,)
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
@@ -244,30 +247,30 @@ def run_steps(config: GRPOConfig, run: Run, interrupt: runs.Interrupt) -> Path:
         # 3. The policy's weights move towards what scored above its group, and the actor follows.
         for group in run.optimizer.param_groups:
             group["lr"] = config.learning_rate * lr_factor(step, config)
-        with runs.stopwatch(device) as train_time:
+        with run_folder.stopwatch(device) as train_time:
             train_stats = update(policy, actor, run.reference, run.optimizer, rollout, advantages[own_rows], config)
             llms.sync_actor(actor, policy)
         if config.reference_refresh_steps and step % config.reference_refresh_steps == 0:
             llms.refresh_reference(run.reference, policy, config.reference_mix)
 
         # 4. Everything about the step is written down.
-        metrics = {"step": step, **records.metrics(rows, config), **train_stats}
+        metrics = {"step": step, **step_records.metrics(rows, config), **train_stats}
         if config.control == "random_rewards":
             metrics["zero_std_groups"] = 0.0  # what was learned from is noise, and never equal
         metrics |= {"time/rollout": rollout_time(), "time/train": train_time()}
         metrics["tokens_per_second"] = sum(row["length"] for row in rows) / (rollout_time() + train_time())
         bad_updates = bad_updates + metrics["skipped_updates"] if metrics["updates"] == 0 else 0
-        is_last, signal = step == config.max_steps, processes.most(interrupt.signal or 0)
+        is_last, signal = step == config.max_steps, distributed.all_reduce_max(interrupt.signal or 0)
         stops = not is_last and (signal or bad_updates >= MAX_BAD_UPDATES)
         saves = is_last or step % config.save_steps == 0
         if step == 1 or is_due(step):
             after = all_logprobs(policy, rollout, config, range(config.group_size))
-            if processes.is_main():  # it has the step's first rows
-                records.add_token_details(rows[: config.group_size], tokenizer, rollout, after)
+            if distributed.is_main_process():  # it has the step's first rows
+                step_records.add_token_details(rows[: config.group_size], tokenizer, rollout, after)
         if is_due(step) and not stops:
             metrics |= evaluate(step)
         log(metrics)
-        for row, advantage in zip(rows, records.rounded(advantages), strict=True):
+        for row, advantage in zip(rows, step_records.rounded(advantages), strict=True):
             row |= {"advantage": advantage}
         samples_log.append(*({"step": step, "split": "train", **row} for row in rows))
         progress.set_postfix_str(
@@ -277,27 +280,29 @@ def run_steps(config: GRPOConfig, run: Run, interrupt: runs.Interrupt) -> Path:
         if saves or stops:
             accuracy = metrics.get("eval/accuracy", -1.0)
             is_best, run.best = accuracy > run.best, max(accuracy, run.best)
-            state = dict(step=step, best=run.best, optimizer=processes.whole_optimizer_state(run.optimizer))
+            state = dict(step=step, best=run.best, optimizer=distributed.gather_optimizer_state(run.optimizer))
             if config.reference_refresh_steps:
                 state["reference"] = run.reference.state_dict()
-            kept, model_weights = config.save_total_limit, processes.whole_weights(policy)
-            if processes.is_main():
-                runs.save_checkpoint(folder, step, policy, tokenizer, state, kept, is_best, model_weights)
+            kept, model_weights = config.save_total_limit, distributed.gather_state_dict(policy)
+            if distributed.is_main_process():
+                checkpoints.save_checkpoint(folder, step, policy, tokenizer, state, kept, is_best, model_weights)
         if stops:
             progress.close()
-            runs.finish(tracker)
-            if processes.is_main():
+            training_run.finish(tracker)
+            if distributed.is_main_process():
                 report.make_report(folder)
-            processes.wait()  # for what the main one writes
+            distributed.barrier()  # for what the main one writes
             if signal:
-                raise runs.Stopped(signal, f"step {step} is saved; go on with {resume_command(folder)}")
+                raise training_run.TrainingStopped(signal, f"step {step} is saved; go on with {resume_command(folder)}")
             advice = f"look at rewards and grad_norm in {folder}/metrics.jsonl, and try a lower --learning_rate"
-            raise runs.Stopped(None, f"{bad_updates} updates in a row were not finite; step {step} is saved; {advice}")
-    runs.finish(tracker)
-    if processes.is_main():
+            raise training_run.TrainingStopped(
+                None, f"{bad_updates} updates in a row were not finite; step {step} is saved; {advice}"
+            )
+    training_run.finish(tracker)
+    if distributed.is_main_process():
         report.make_report(folder)
         summarise(folder, time.time() - started)
-    processes.wait()  # whoever goes on finds the last checkpoint
+    distributed.barrier()  # whoever goes on finds the last checkpoint
     return folder
 
 
@@ -314,7 +319,7 @@ MAY_DIFFER_ON_RESUME = (
 def resume_command(folder: Path) -> str:
     """The command line of this run, told to go on."""
     own = [a for a in sys.argv[1:] if a != "--overwrite_output_dir"]
-    launcher = "python" if processes.count() == 1 else f"torchrun --nproc_per_node {processes.count()}"
+    launcher = "python" if distributed.world_size() == 1 else f"torchrun --nproc_per_node {distributed.world_size()}"
     return " ".join([launcher, "main.py", *own, f"--output_dir {folder} --resume_from_checkpoint latest"])
 
 
@@ -347,7 +352,7 @@ def update(policy, actor, reference, optimizer, rollout, advantages, config) -> 
         learning = rows[(row_tokens[rows] > 0) & ((advantages[rows] != 0) | (ref is not None))]
         # Totals of the whole optimizer step, so that its micro-batches and processes add up to one big batch, also
         # when rows are left out: they count, with a gradient of zero.
-        totals = processes.total({
+        totals = distributed.all_reduce_sum({
             "num_rows": (row_tokens[rows] > 0).sum().item(), "num_tokens": row_tokens[rows].sum().item(),
             "num_draws": mask[learning].sum().item(), "learning": len(learning),
         })  # fmt: skip
@@ -359,7 +364,7 @@ def update(policy, actor, reference, optimizer, rollout, advantages, config) -> 
                 stats = accumulate_gradient(policy, rollout, learning, advantages, mask, old, ref, totals, config)
             except (RuntimeError, torch.OutOfMemoryError) as error:
                 # The other processes of a sharded policy are waiting inside it: there, the run has to end.
-                too_large = should_reduce_batch_size(error) and not processes.is_sharded(policy)
+                too_large = should_reduce_batch_size(error) and not distributed.is_sharded(policy)
                 if not too_large or config.tokens_per_micro_batch < MIN_MICRO_BATCH:
                     raise
             if stats is None:  # out of memory, and out of the except block, which would keep the tensors alive
@@ -368,10 +373,10 @@ def update(policy, actor, reference, optimizer, rollout, advantages, config) -> 
                 config.tokens_per_micro_batch //= 2  # for the rest of the run
                 now = f"--tokens_per_micro_batch is now {config.tokens_per_micro_batch}"
                 tqdm.write(f"out of memory: {now}", file=sys.stderr)
-        stats = processes.total(stats)
+        stats = distributed.all_reduce_sum(stats)
         if taken == 0:  # the policy was still the one that sampled: any gap is the arithmetic's
             gap = {"logprob_gap": stats["logprob_gap"]}
-        stats["grad_norm"] = processes.sum_and_clip_gradients(policy, config.max_grad_norm)
+        stats["grad_norm"] = distributed.sum_and_clip_gradients(policy, config.max_grad_norm)
         if math.isfinite(stats["grad_norm"]):
             sums = {name: value + stats[name] for name, value in sums.items()}
             taken += 1
@@ -434,7 +439,7 @@ def all_logprobs(model, rollout, config, rows=None) -> torch.Tensor:
 
 def policy_logprobs(model, rollout, rows: list[int], config) -> torch.Tensor:
     """llms.completion_logprobs in the precision of training."""
-    score = processes.scorer(model, llms.completion_logprobs)
+    score = distributed.bind_forward(model, llms.completion_logprobs)
     device = rollout.draws.device.type
     with torch.autocast(device, dtype=torch.bfloat16, enabled=config.uses_bf16(rollout.draws.device)):
         return score(rollout, config.temperature, rows)
@@ -444,7 +449,7 @@ def own_micro_batches(model, rollout, rows, token_budget: int) -> list[list[int]
     """Micro-batches of this process's rows. A sharded model is read by all processes at once: whoever has fewer
     micro-batches than another joins in with empty ones."""
     batches = llms.micro_batches(rollout, rows, token_budget)
-    missing = processes.most(len(batches)) - len(batches) if processes.is_sharded(model) else 0
+    missing = distributed.all_reduce_max(len(batches)) - len(batches) if distributed.is_sharded(model) else 0
     return batches + [[]] * missing
 
 
@@ -474,19 +479,19 @@ def evaluate_only(config: GRPOConfig) -> Path:
     folder = Path(config.output_dir or f"runs/eval-{Path(config.model_name).name}")
     settings = dataclasses.asdict(config)
     if config.overwrite_output_dir or not (folder / "args.json").exists():
-        processes.on_main(runs.create_folder, str(folder), config.overwrite_output_dir)
-        processes.on_main(runs.write_args, folder, settings, model.device)
-    runs.refuse_other_settings(folder, settings, may_differ=("overwrite_output_dir", "output_dir"))
+        distributed.run_on_main(run_folder.create_folder, str(folder), config.overwrite_output_dir)
+        distributed.run_on_main(run_folder.write_args, folder, settings, model.device)
+    run_folder.check_same_config(folder, settings, may_differ=("overwrite_output_dir", "output_dir"))
 
     table = {}
     for name, temperature, samples in (("greedy", 0.0, 1), ("sampled", config.temperature, config.eval_samples)):
-        log = runs.JsonLines(folder / f"{name}.jsonl")
+        log = run_folder.JsonLines(folder / f"{name}.jsonl")
         table[name] = evaluator.evaluate(
             model, tokenizer, problems, samples=samples, temperature=temperature, soft=config.rollout_mode(),
             progress=True, log=log, **config.answering(),
         )  # fmt: skip
         del table[name]["records"]
-    if processes.is_main():
+    if distributed.is_main_process():
         (folder / "eval.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     print(f"\n{config.model_name} on {len(problems)} test problems, 95 % Wilson intervals:")
     print(f"{'':8} {'accuracy':>8} {'interval':>16} {'flexible':>9} {'format':>7} {'tokens':>7} {'cut off':>8}")
@@ -514,7 +519,7 @@ def describe(when: str, result: dict) -> str:
 def summarise(folder, seconds: float) -> None:
     """The end of a run, on one screen: what changed, on the same problems, and where everything is."""
     evaluations = [row for row in plotter.read_metrics(folder) if "eval/accuracy" in row]
-    samples = [row for row in runs.JsonLines(folder / "samples.jsonl").read() if row["split"] == "test"]
+    samples = [row for row in run_folder.JsonLines(folder / "samples.jsonl").read() if row["split"] == "test"]
     for step in (evaluations[0]["step"], evaluations[-1]["step"]):
         print(f"\n--- the first two test problems, answered after step {step}")
         for sample in [row for row in samples if row["step"] == step][:2]:
@@ -526,7 +531,7 @@ def summarise(folder, seconds: float) -> None:
 
 
 def main() -> None:
-    processes.join()
+    distributed.init_distributed()
     try:
         config = parse_config(sys.argv[1:])
         if config.doctor:
@@ -538,9 +543,9 @@ def main() -> None:
     except ValueError as error:
         sys.exit(_complain(error, 2))
     try:
-        with runs.Interrupt() as interrupt:
+        with training_run.SignalHandler() as interrupt:
             run_steps(config, run, interrupt)
-    except runs.Stopped as stopped:
+    except training_run.TrainingStopped as stopped:
         sys.exit(_complain(stopped, 1 if stopped.signal is None else 128 + stopped.signal))
     except OSError as error:  # a full disk, most likely
         sys.exit(_complain(f"{error}; logs and checkpoints written so far are in {run.folder}", 1))

@@ -27,9 +27,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import llms
-from attention import has_flash, read
-from kv_cache import DenseKVCache, FlatKVCache
-from soft_thinking import Director, SoftThinking, TagMatcher, heaviest_draw, mixture_weights
+from engine.attention import has_flash, read
+from engine.kv_cache import DenseKVCache, FlatKVCache
+from soft_thinking import SoftThinking, SoftThinkingController, TagMatcher, heaviest_draw, mixture_weights
 
 
 @dataclass
@@ -121,7 +121,7 @@ class Decoder:
         self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=device)
         self.uniform = torch.zeros(B, T, K, device=device)
         self.prompt_length = torch.ones(B, dtype=torch.long, device=device)
-        self.director = Director(self.soft, tokenizer, V, self.stop_ids, B, T)
+        self.director = SoftThinkingController(self.soft, tokenizer, V, self.stop_ids, B, T)
         self.matcher = TagMatcher(tokenizer, V, stop_tag, device) if stop_tag else None
         self.tag_state = torch.zeros(B, dtype=torch.long, device=device)
         self.finished = torch.zeros(B, dtype=torch.bool, device=device)

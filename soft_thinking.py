@@ -158,7 +158,7 @@ def _pieces(tokenizer, vocab_size: int) -> list[str]:
 WAITING, THINKING, CLOSED = range(3)  # before the reasoning, in it, past it
 
 
-class Director:
+class SoftThinkingController:
     """Decides, step by step and for all rows at once, who thinks softly and who is made to close the reasoning.
 
     Everything that a row's decisions depend on is at its place in a tensor (B,). `begin` comes first.

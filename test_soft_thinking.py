@@ -29,7 +29,7 @@ import llms
 from grpo import LOSS_TYPES, policy_loss
 from rldatasets import build_prompt, load_problems
 from rollout import Rollout, generate
-from soft_thinking import CLOSED, Director, SoftThinking, format_trace, mixture_weights
+from soft_thinking import CLOSED, SoftThinking, SoftThinkingController, format_trace, mixture_weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "tests"))
 from random_models import PROMPTS, ROOT, random_model
@@ -65,7 +65,7 @@ def random_rollout(model, soft: SoftThinking, **options) -> Rollout:
 
 @functools.cache
 def tiny_tokenizer():
-    return AutoTokenizer.from_pretrained(ROOT / "tiny")
+    return AutoTokenizer.from_pretrained(ROOT / "models" / "tiny")
 
 
 @functools.cache
@@ -121,10 +121,10 @@ def must_be_hard(text: str, likeliest: str) -> bool:
 
 
 def direct(tokenizer, ids, settings=None, *, likeliest=None, entropy=None, budget=1000, prompt="", stop_ids=()):
-    """Plays a row's tokens to a Director -> per step: whether it was soft; the id forced upon it, or -1; and the phase
-    after the last. likeliest: the most probable tokens, if others than those that are written."""
+    """Plays a row's tokens to a SoftThinkingController -> per step: whether it was soft; the id forced upon it, or -1;
+    and the phase after the last. likeliest: the most probable tokens, if others than those that are written."""
     settings, stop_ids = settings or SoftThinking(start="immediately"), torch.tensor(stop_ids)
-    director = Director(settings, tokenizer, len(tokenizer), stop_ids, 1, budget)
+    director = SoftThinkingController(settings, tokenizer, len(tokenizer), stop_ids, 1, budget)
     director.begin([prompt])
     row, steps = torch.tensor([0]), []
     for step, (token, guess, nats) in enumerate(zip(ids, likeliest or ids, entropy or [1.0] * len(ids), strict=True)):

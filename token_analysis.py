@@ -41,9 +41,9 @@ import torch
 import evaluator
 import llms
 import rldatasets
-import trace_page
+from analysis import page, pictures
 from rollout import Rollout, generate
-from settings import ArgumentParser, GRPOConfig, Soft, setting
+from tracking.run_config import ArgumentParser, GRPOConfig, Soft, setting
 
 # Logits of one chunk: 64 MiB, and about ten times that with a sort, its indices and the measures. No less: blocks under
 # 32 MiB come from glibc's heap, which fragmented to 2 GB in some runs with smaller chunks; larger ones are given back.
@@ -278,7 +278,7 @@ def record(model, tokenizer, problem: rldatasets.Problem, config, folder: Path):
         "forced_forks": [],
     }
     ids = np.unique(np.concatenate([arrays[name].flatten() for name in ("token_ids", "topk_ids", "draws")])).tolist()
-    trace = Trace(meta, arrays, spell(tokenizer, ids))
+    trace = Trace(meta, arrays, token_bytes(tokenizer, ids))
     save(trace, folder)
     if config.num_forks():
         meta["forced_forks"] = force_forks(model, tokenizer, trace, rollout, config)
@@ -347,7 +347,7 @@ BYTE_OF = {chr(byte): byte for byte in _PRINTABLE}
 BYTE_OF |= {chr(256 + i): byte for i, byte in enumerate(byte for byte in range(256) if byte not in _PRINTABLE)}
 
 
-def spell(tokenizer, ids: Iterable[int]) -> dict[int, bytes | None]:
+def token_bytes(tokenizer, ids: Iterable[int]) -> dict[int, bytes | None]:
     """What each token writes; None for an id beyond the tokenizer's, which is there to pad the logits."""
     added, backend = tokenizer.added_tokens_decoder, getattr(tokenizer, "backend_tokenizer", None)
     is_byte_level = backend is not None and "ByteLevel" in repr(backend.decoder)
@@ -546,7 +546,7 @@ def load(folder: str | Path) -> Trace:
                 for entry in [row, *row["top"], *row.get("draws", [])]:
                     spelling[entry["id"]] = None if entry["bytes"] is None else bytes(entry["bytes"])
         trace = Trace(meta, arrays, spelling)
-        trace.columns(), trace.summary(), trace_page.page_data(trace)  # they need all that has to be there
+        trace.columns(), trace.summary(), page.page_data(trace)  # they need all that has to be there
     except (OSError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise ValueError(f"not a whole trace in {str(folder)!r} ({type(error).__name__}: {error})") from error
     return trace
@@ -557,10 +557,10 @@ def write_views(trace: Trace, folder: Path, config) -> None:
     write_csv(folder / "tokens.csv", trace.columns())
     write_json(folder / "summary.json", trace.summary())
     write_json(folder / "trace_openai.json", openai_logprobs(trace))
-    trace_page.write_page(trace, folder / "trace.html")
-    trace_page.draw_pictures(trace, folder)
+    page.write_page(trace, folder / "trace.html")
+    pictures.draw_pictures(trace, folder)
     if not config.skip_individual_pdfs:
-        trace_page.draw_token_figures(trace, folder / "token_pdfs", config.max_pdfs)
+        pictures.draw_token_figures(trace, folder / "token_pdfs", config.max_pdfs)
 
 
 def openai_logprobs(trace: Trace) -> dict:
@@ -626,7 +626,7 @@ def compare_forced(models: list, tokenizer, rollout: Rollout, row: int = 0) -> t
     most_shifted = shift.abs().argsort(descending=True, stable=True)[:NUM_SHIFTED].tolist()
     names = ("token", "argmax_a", "argmax_b")
     ids = {*most_shifted, *(token for name in names for token in arrays[name].tolist())}
-    labels = {token: label(token, spelled) for token, spelled in spell(tokenizer, ids).items()}
+    labels = {token: label(token, spelled) for token, spelled in token_bytes(tokenizer, ids).items()}
     columns = arrays | {name: [labels[token] for token in arrays[name].tolist()] for name in names}
     return columns, [{"id": t, "token": labels[t], "shift": float(shift[t])} for t in most_shifted]
 
@@ -706,14 +706,14 @@ def compare_models(names: list[str], problem: rldatasets.Problem, config, output
         forced[f"text_of_{side}"] = forced_summary(columns, most_shifted)
         write_csv(output / f"compare_text_of_{side}.csv", columns)
         picture = output / f"compare_text_of_{side}.png"
-        trace_page.draw_forced_comparison(columns, most_shifted, names, side, picture)
+        pictures.draw_forced_comparison(columns, most_shifted, names, side, picture)
     write_comparison(traces["a"], traces["b"], {"forced": forced}, output)
 
 
 def write_comparison(a: Trace, b: Trace, more: dict, output: Path) -> None:
     free = compare_free(a, b)
     write_json(output / "compare.json", {"a": a.meta["model"], "b": b.meta["model"], **more, "free": free})
-    trace_page.draw_free_comparison(a, b, free["common_prefix"], output / "compare_free.png")
+    pictures.draw_free_comparison(a, b, free["common_prefix"], output / "compare_free.png")
 
 
 # ---------------------------------------------------------------- the command line

@@ -97,7 +97,9 @@ def load_model(model_name: str, vocab_size: int | None, device: torch.device):
         if vocab_size is not None:
             raise ValueError(f"--vocab_size {vocab_size}: {model_name} has its own; choose from {', '.join(SHAPES)}")
         return llms.load(model_name, device)
-    tokenizer = AutoTokenizer.from_pretrained(Path(llms.__file__).with_name("tiny"), model_max_length=MAX_POSITIONS)
+    tokenizer = AutoTokenizer.from_pretrained(
+        Path(llms.__file__).parent / "models" / "tiny", model_max_length=MAX_POSITIONS
+    )
     settings = SHAPES[model_name] | ({} if vocab_size is None else {"vocab_size": vocab_size})
     if settings["vocab_size"] < len(tokenizer):
         raise ValueError(f"--vocab_size {vocab_size}: the prompts' tokenizer has {len(tokenizer)} tokens")

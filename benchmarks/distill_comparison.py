@@ -28,11 +28,9 @@ import distill
 import evaluator
 import llms
 import main
-import plotter
 import rldatasets
-import runs
-import settings
 from distill import DistillConfig
+from tracking import plotter, run_config, run_folder
 
 SFT_PROBLEMS, SFT_LEARNING_RATE = 2048, 1e-3  # three epochs
 RKL_STEPS, RKL_LEARNING_RATE = 55, 1e-3  # of 64 answers
@@ -60,7 +58,7 @@ def grpo(config: DistillConfig, folder: Path) -> Path:
         model_name=config.model_name, max_steps=GRPO_STEPS, learning_rate=GRPO_LEARNING_RATE, seed=config.seed,
         output_dir=str(folder), eval_steps=GRPO_STEPS, save_steps=GRPO_STEPS, eval_problems=1,
     )  # fmt: skip
-    main.train(settings.GRPOConfig(**settings.PRESETS["tiny"] | own))
+    main.train(run_config.GRPOConfig(**run_config.PRESETS["tiny"] | own))
     return folder / "checkpoints" / "latest"
 
 
@@ -80,7 +78,7 @@ def compare(args) -> None:
     plotter.plot_run = lambda folder: None
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    log = runs.JsonLines(folder / "comparison.jsonl")  # a comparison that was stopped goes on after its last row
+    log = run_folder.JsonLines(folder / "comparison.jsonl")  # a comparison that was stopped goes on after its last row
     log.replace(log.read())
     if not log.read():
         log.append({"method": "untrained", "seed": 0, "seconds": 0.0, **measure("tiny_student", args.eval_problems)})

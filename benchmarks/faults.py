@@ -45,9 +45,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import evaluator
 import llms
 import main as program
-import plotter
 import rldatasets
-import runs
+from tracking import checkpoints, plotter, run_folder
 
 STEPS = 8
 FLAGS = (
@@ -115,8 +114,10 @@ class Child:
             os.dup2(descriptor, 2)
             plotter.plot_run = lambda folder: None
             for owner, name, letter in (
-                (runs, "save_checkpoint", b"s"), (runs.JsonLines, "append", b"l"), (runs.JsonLines, "replace", b"l"),
-            ):  # fmt: skip
+                (checkpoints, "save_checkpoint", b"s"),
+                (run_folder.JsonLines, "append", b"l"),
+                (run_folder.JsonLines, "replace", b"l"),
+            ):
                 before_calls(owner, name, lambda _, letter=letter: os.write(write_end, letter))
             tamper()
             sys.argv = ["main.py", *arguments]
@@ -286,7 +287,7 @@ def make_lab(folder: Path, seed: int, quick: bool = False) -> Lab:
                 out.write(json.dumps({"question": problem.question, "answer": problem.solution}) + "\n")
 
     def keep_times():
-        for owner, name in ((runs, "save_checkpoint"), (runs.JsonLines, "append")):
+        for owner, name in ((checkpoints, "save_checkpoint"), (run_folder.JsonLines, "append")):
             time_calls(owner, name, folder / f"{name}.txt")
 
     started = time.monotonic()
@@ -400,7 +401,7 @@ def inject_kill_after_signal(lab: Lab) -> None:
 
     def die_in_the_evaluation():
         def die_when_it_is_logged():
-            before_call(runs.JsonLines, "replace", 1, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            before_call(run_folder.JsonLines, "replace", 1, lambda: os.kill(os.getpid(), signal.SIGKILL))
 
         before_call(evaluator, "evaluate", 2, die_when_it_is_logged)  # sampled, then greedy
 
@@ -415,7 +416,7 @@ def stop_at(lab: Lab, folder: Path, step: int, number: int) -> None:
     """A run that a signal hits when it is about to write the checkpoint of `step`."""
 
     def tamper():
-        before_call(runs, "save_checkpoint", step, lambda: os.kill(os.getpid(), number))
+        before_call(checkpoints, "save_checkpoint", step, lambda: os.kill(os.getpid(), number))
 
     run(lab, lab.flags(folder), tamper)
 
@@ -443,7 +444,7 @@ def inject_full_disks(lab: Lab) -> None:
     in its trainer state. When there is room again, the run goes on."""
     saved = lab.reference / "checkpoints" / f"step-{STOPPED_AT}"
     weights, state = ((saved / name).stat().st_size for name in ("model.safetensors", "trainer_state.pt"))
-    log, checkpoint = (runs.JsonLines, "append", 3 * STOPPED_AT), (runs, "save_checkpoint", STOPPED_AT)
+    log, checkpoint = (run_folder.JsonLines, "append", 3 * STOPPED_AT), (checkpoints, "save_checkpoint", STOPPED_AT)
     for what, moment, room in (
         ("a log", log, 0),
         ("the weights", checkpoint, weights // 2),
@@ -518,7 +519,9 @@ def inject_read_only_disks(lab: Lab) -> None:
 
             if what == "under a run":
                 result = run(
-                    lab, lab.flags(folder), lambda lock=lock: before_call(runs, "save_checkpoint", STOPPED_AT, lock)
+                    lab,
+                    lab.flags(folder),
+                    lambda lock=lock: before_call(checkpoints, "save_checkpoint", STOPPED_AT, lock),
                 )
                 codes = (1,)
             else:

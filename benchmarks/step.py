@@ -26,10 +26,10 @@ import evaluator
 import grpo
 import llms
 import main as grpo_script
-import records
 import rldatasets
 from rollout import generate
-from settings import GRPOConfig, parse_config
+from tracking import step_records
+from tracking.run_config import GRPOConfig, parse_config
 
 # The tiny preset's task. One optimizer step a rollout, and the loss that TRL takes by default, so that vs_trl.py
 # compares the same step.
@@ -150,8 +150,8 @@ class Step:
         config = self.task.config
         golds = [problem.answer for problem in self.task.problems_of(number) for _ in range(config.group_size)]
         weights, numbers = evaluator.parse_rewards(config.rewards), list(range(len(golds)))
-        rows = records.of_rollout(rollout, numbers, self.task.prompts_of(number), golds, weights, config)
-        records.metrics(rows, config)
+        rows = step_records.rollout_records(rollout, numbers, self.task.prompts_of(number), golds, weights, config)
+        step_records.metrics(rows, config)
         answers = [row["completion"] for row in rows]
         rewards = torch.tensor(self.task.rewards(self.task.scores(answers, golds)), device=self.task.device)
         return grpo.compute_advantages(rewards, config.group_size, config.advantage_scale)

@@ -28,7 +28,7 @@ from common import show
 from step import SETTINGS, Step, Task
 from torch.utils.flop_counter import FlopCounterMode
 
-from settings import parse_config
+from tracking.run_config import parse_config
 
 
 def main(arguments):

@@ -36,7 +36,7 @@ import common
 from common import finish, show
 from step import SETTINGS, Step, Task
 
-from settings import parse_config
+from tracking.run_config import parse_config
 
 try:
     import trl

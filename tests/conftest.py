@@ -17,7 +17,7 @@ def model(request):
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(ROOT / "tiny")
+    return AutoTokenizer.from_pretrained(ROOT / "models" / "tiny")
 
 
 @pytest.fixture(scope="module")

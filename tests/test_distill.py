@@ -22,12 +22,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import distill
 import evaluator
 import llms
-import plotter
 import rldatasets
-import runs
-import settings
-from distill import PRESETS, DistillConfig, Lesson, StudentConfig, divergence, parse_config, token_losses
+from distill import PRESETS, DistillConfig, SFTExample, StudentConfig, divergence, parse_config, token_losses
 from rollout import generate
+from tracking import plotter, run_config, run_folder
 
 
 def config_of(folder="unused", **overrides):
@@ -129,7 +127,7 @@ def test_token_losses_equal_a_naive_pass_values_and_gradients(tokenizer, monkeyp
 
 
 def test_lessons_become_the_rollout_that_sampled_them_stop_token_included(tokenizer):
-    model = AutoModelForCausalLM.from_pretrained(ROOT / "tiny")
+    model = AutoModelForCausalLM.from_pretrained(ROOT / "models" / "tiny")
     problems = rldatasets.load_problems("arithmetic", "train", 6)
     config = config_of()
     rollout = distill.sample(model, tokenizer, problems, config, seed=0)
@@ -138,7 +136,7 @@ def test_lessons_become_the_rollout_that_sampled_them_stop_token_included(tokeni
     for problem, record in zip(problems, distill.answer_records(problems, rollout, config), strict=True):
         ids = distill.completion_ids(record, tokenizer, stops, True, config)
         assert ids[-1] in stops or record["finish"] == "length"
-        lessons.append(Lesson(problem.question, ids))
+        lessons.append(SFTExample(problem.question, ids))
     again = distill.as_rollout(lessons, tokenizer, config, torch.device("cpu"))
     kept = [row for row, finish in enumerate(rollout.finish) if finish == "stop"]
     assert kept
@@ -270,12 +268,12 @@ def test_a_completion_in_another_tokenizer_is_encoded_again_and_ends_in_its_own_
 
 @pytest.fixture(scope="module")
 def teacher():
-    return AutoModelForCausalLM.from_pretrained(ROOT / "tiny")
+    return AutoModelForCausalLM.from_pretrained(ROOT / "models" / "tiny")
 
 
 def test_a_student_of_the_shipped_base_s_size(teacher):
     student = distill.new_student(StudentConfig.parse("layers=4,width=64"), teacher, seed=0)
-    shipped = AutoModelForCausalLM.from_pretrained(ROOT / "tiny_student")
+    shipped = AutoModelForCausalLM.from_pretrained(ROOT / "models" / "tiny_student")
     assert [(n, p.shape) for n, p in student.named_parameters()] == [
         (n, p.shape) for n, p in shipped.named_parameters()
     ]
@@ -379,7 +377,7 @@ def test_bad_arguments_get_one_line_and_exit_code_2(arguments, fragments, capsys
 def other_tokens(tmp_path_factory):
     """The student's base with a tokenizer that knows one token more."""
     folder = tmp_path_factory.mktemp("other")
-    shutil.copytree(ROOT / "tiny_student", folder, dirs_exist_ok=True)
+    shutil.copytree(ROOT / "models" / "tiny_student", folder, dirs_exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens("~~~")
     tokenizer.save_pretrained(folder)
@@ -457,7 +455,7 @@ def same_results(a, b):
 def test_a_run_leaves_what_it_promises(finished, capsys):
     answers = lines(finished / "generate/teacher.jsonl")
     assert len(answers) == 96
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny")
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "tiny")
     test_questions = {problem.question for problem in rldatasets.load_problems("arithmetic", "test", path=None)}
     for row in answers:
         assert row["reward/accuracy"] == evaluator.accuracy_reward(row["completion"], row["answer"])
@@ -599,10 +597,10 @@ def test_on_policy_batches_are_the_students_own_and_as_many_as_asked(finished, t
 def test_the_student_learns_the_teachers_stop_token_and_other_tokenizers_work_with_sft(
     finished, tmp_path, no_pictures, other_tokens
 ):
-    base = AutoModelForCausalLM.from_pretrained(ROOT / "tiny_student")
+    base = AutoModelForCausalLM.from_pretrained(ROOT / "models" / "tiny_student")
     base.config.eos_token_id = base.generation_config.eos_token_id = 0
     base.save_pretrained(tmp_path / "base")
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny_student")
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "tiny_student")
     tokenizer.eos_token = tokenizer.pad_token
     tokenizer.save_pretrained(tmp_path / "base")
     run = dict(stage="train", data_dir=str(finished), control="none", epochs=1.0)
@@ -625,7 +623,7 @@ def test_a_sweep_measures_every_student(finished, tmp_path, no_pictures):
 
 def test_a_model_is_measured_in_a_process_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(distill, "ProcessPoolExecutor", ProcessPoolExecutor)
-    runs.JsonLines(tmp_path / "measured.jsonl").append({"model": "b", "known": "already"})
+    run_folder.JsonLines(tmp_path / "measured.jsonl").append({"model": "b", "known": "already"})
     config = config_of(eval_problems=64)
     table = distill.measure_all({"a": "tiny_student", "b": "nowhere"}, config, tmp_path)
     assert table["b"] == {"model": "b", "known": "already"}
@@ -657,7 +655,7 @@ def test_the_newest_finished_run_is_the_teacher(tmp_path, monkeypatch):
 def test_without_a_teacher_grpo_trains_one_on_the_same_task(tmp_path, no_pictures, monkeypatch):
     monkeypatch.chdir(tmp_path)
     small = dict(problems_per_step=4, group_size=4, minibatches=1)
-    monkeypatch.setitem(settings.PRESETS, "tiny", settings.PRESETS["tiny"] | small)
+    monkeypatch.setitem(run_config.PRESETS, "tiny", run_config.PRESETS["tiny"] | small)
     config = config_of(
         "run", stage="generate", teacher_name=None, teacher_steps=1, tags="think", eval_problems=4, train_problems=8
     )

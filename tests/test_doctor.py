@@ -18,14 +18,14 @@ from tokenizers import normalizers
 from transformers import AutoModelForCausalLM, Qwen2Config
 from transformers.initialization import no_init_weights
 
-import doctor
 import evaluator
-import kv_cache
 import llms
 import main
 import rldatasets
+from engine import kv_cache
 from rollout import generate
-from settings import PRESETS, GRPOConfig
+from tracking import doctor
+from tracking.run_config import PRESETS, GRPOConfig
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_it_leaves_nothing_behind(data, monkeypatch):
     llms_load = llms.load
     monkeypatch.setattr(llms, "load", spy)
     examined(config_for(data))
-    base = AutoModelForCausalLM.from_pretrained(ROOT / "tiny")
+    base = AutoModelForCausalLM.from_pretrained(ROOT / "models" / "tiny")
     for parameter, original in zip(models[0][0].parameters(), base.parameters(), strict=True):
         assert parameter.grad is None and torch.equal(parameter, original)
 

@@ -8,8 +8,8 @@ import torch
 from naive_flash import naive_flash
 from random_models import PROMPTS, ROOT, random_model
 
-import attention
 import llms
+from engine import attention
 from rollout import Rollout, generate
 from soft_thinking import SoftThinking
 
@@ -261,7 +261,7 @@ def test_the_configuration_loads_without_the_weights():
 
 def test_shipped_models_are_small():
     for name, limit in (("tiny", 3.6e6), ("tiny_student", 1.1e6)):
-        assert (ROOT / name / "model.safetensors").stat().st_size < limit
+        assert (ROOT / "models" / name / "model.safetensors").stat().st_size < limit
 
 
 # ---------------------------------------------------------------- prompts computed once

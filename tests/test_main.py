@@ -21,10 +21,10 @@ import evaluator
 import grpo
 import llms
 import main
-import runs
 from main import train, update
 from rollout import generate
-from settings import PRESETS, GRPOConfig, parse_config
+from tracking import training_run
+from tracking.run_config import PRESETS, GRPOConfig, parse_config
 
 GSM8K = ROOT.parent / "shared/data/gsm8k"
 
@@ -52,7 +52,7 @@ def test_presets_are_valid_and_every_flag_overrides_them(preset):
 
 
 def test_every_setting_is_read():
-    source = (ROOT / "main.py").read_text() + (ROOT / "doctor.py").read_text()
+    source = (ROOT / "main.py").read_text() + (ROOT / "tracking" / "doctor.py").read_text()
     methods = (
         GRPOConfig.rollout_mode,
         GRPOConfig.prompting,
@@ -352,7 +352,7 @@ def test_a_run_leaves_what_it_promises(finished_run):
 def test_the_checkpoint_opens_with_plain_transformers_and_has_learned_something(finished_run):
     model = AutoModelForCausalLM.from_pretrained(finished_run / "checkpoints/latest")
     tokenizer = AutoTokenizer.from_pretrained(finished_run / "checkpoints/latest")
-    base = AutoModelForCausalLM.from_pretrained(ROOT / "tiny")
+    base = AutoModelForCausalLM.from_pretrained(ROOT / "models" / "tiny")
     assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), base.parameters(), strict=True))
     assert tokenizer("Mia has 12 eggs.")["input_ids"]
 
@@ -498,12 +498,12 @@ def test_a_resumed_run_refuses_settings_that_change_its_steps(finished_run):
 def test_updates_that_stay_non_finite_end_the_run_with_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluator, "total", lambda scores, weights: math.nan)
     config = tiny_config(tmp_path / "run", max_steps=9, minibatches=2, eval_steps=100, save_steps=100)
-    with pytest.raises(runs.Stopped, match="6 updates in a row were not finite; step 3 is saved"):
+    with pytest.raises(training_run.TrainingStopped, match="6 updates in a row were not finite; step 3 is saved"):
         train(config)
     rows = metrics_of(tmp_path / "run")
     assert [row.get("skipped_updates") for row in rows] == [None, 2, 2, 2] and rows[1]["reward"] is None
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run/checkpoints/latest")
-    base = AutoModelForCausalLM.from_pretrained(ROOT / "tiny")
+    base = AutoModelForCausalLM.from_pretrained(ROOT / "models" / "tiny")
     assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), base.parameters(), strict=True))
 
 
@@ -661,7 +661,9 @@ def test_a_resumed_run_has_the_reference_that_it_had(tmp_path, small_data, no_pi
     whole = train(tiny_config(tmp_path / "whole", max_steps=3, **settings))
     first_step = whole / "checkpoints/step-1"
     held = torch.load(first_step / "trainer_state.pt", weights_only=True)["reference"]
-    base, policy = (AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (ROOT / "tiny", first_step))
+    base, policy = (
+        AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (ROOT / "models" / "tiny", first_step)
+    )
     for name, weight in held.items():
         assert torch.allclose(weight, (base[name] + policy[name]) / 2, atol=1e-7)
     assert any((weight != base[name]).any() for name, weight in held.items())

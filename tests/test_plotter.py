@@ -14,7 +14,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-import plotter
+from tracking import plotter
 
 PICTURES = ["eval_score.png", "overview.png", "train_score.png"]
 
@@ -332,8 +332,8 @@ def test_redrawing_touches_no_global_state():
     settings = dict(matplotlib.rcParams)
     plotter.train_figure(one_run(metrics(3)))
     assert dict(matplotlib.rcParams) == settings
-    root = Path(plotter.__file__).parent
-    check = "import sys, plotter; assert 'matplotlib.pyplot' not in sys.modules"
+    root = Path(plotter.__file__).parent.parent
+    check = "import sys; from tracking import plotter; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], cwd=root, check=True)
 
 

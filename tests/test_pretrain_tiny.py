@@ -7,14 +7,14 @@ from random_models import ROOT
 
 import evaluator
 import llms
-import pretrain_tiny
+from models import pretrain_tiny
 from rldatasets import load_problems
 
 
 def test_the_shipped_tokenizers_are_the_recipes(tmp_path):
     pretrain_tiny.train_tokenizer(random.Random(0)).save_pretrained(tmp_path)
     for name in ("tiny", "tiny_student"):
-        assert (ROOT / name / "tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
+        assert (ROOT / "models" / name / "tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -26,15 +26,15 @@ from test_main import metrics_of, tiny_config, without_times
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from transformers.initialization import no_init_weights
 
-import doctor
 import evaluator
 import grpo
 import llms
 import main
 import rldatasets
 from rollout import generate
-from settings import PRESETS, GRPOConfig
 from soft_thinking import SoftThinking, TagMatcher
+from tracking import doctor
+from tracking.run_config import PRESETS, GRPOConfig
 
 SHARED = ROOT.parent / "shared"
 TAG_STYLES = ("reasoning", "think")
@@ -302,7 +302,7 @@ class MineForCausalLM(Qwen2ForCausalLM):
 
 def test_code_that_comes_with_a_model_runs_only_on_request(tmp_path, monkeypatch):
     folder, marker = tmp_path / "model", tmp_path / "ran"
-    shutil.copytree(ROOT / "tiny", folder)
+    shutil.copytree(ROOT / "models" / "tiny", folder)
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": "mine", "architectures": ["MineForCausalLM"]}
     config["auto_map"] = {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.MineForCausalLM"}

@@ -16,10 +16,9 @@ from test_main import tiny_config
 import distill
 import evaluator
 import main
-import report
 import rldatasets
-import runs
-from settings import PRESETS, GRPOConfig
+from tracking import report, run_folder
+from tracking.run_config import PRESETS, GRPOConfig
 
 # What a model may write: markup, the end of a script block, controls, other directions, half characters.
 HOSTILE = [
@@ -68,8 +67,8 @@ def write_run(folder, rows=(), samples=(), **settings):
     folder.mkdir(exist_ok=True)
     config = {"preset": "tiny", "max_steps": 8, "problems_per_step": 32, "group_size": 2} | settings
     (folder / "args.json").write_text(json.dumps({"config": config, "versions": {"torch": "2"}, "device": "cpu"}))
-    runs.JsonLines(folder / "metrics.jsonl").append(*rows)
-    runs.JsonLines(folder / "samples.jsonl").append(*samples)
+    run_folder.JsonLines(folder / "metrics.jsonl").append(*rows)
+    run_folder.JsonLines(folder / "samples.jsonl").append(*samples)
     return folder
 
 
@@ -94,7 +93,7 @@ def real_run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def logged(real_run, tmp_path_factory):
     """Every key that a row of metrics.jsonl can have: those of real runs, and those that only some answers define."""
-    keys = {key for row in runs.JsonLines(real_run / "metrics.jsonl").read() for key in row}
+    keys = {key for row in run_folder.JsonLines(real_run / "metrics.jsonl").read() for key in row}
     texts = ["let me recheck this", "no no no no no"]
     behaviour = evaluator.behaviour_metrics(texts, [4, 5], ["stop", "length"], [True, False])
     keys |= {*report.both(*behaviour)}
@@ -102,7 +101,7 @@ def logged(real_run, tmp_path_factory):
     problems = rldatasets.load_problems("arithmetic", "train", 8)
     lessons = [{"question": problem.question, "completion": "<answer>1</answer>", "ids": None} for problem in problems]
     distill.train_student(config_of(student, epochs=1.0), "tiny_student", lessons, student)
-    return keys | {key for row in runs.JsonLines(student / "metrics.jsonl").read() for key in row}
+    return keys | {key for row in run_folder.JsonLines(student / "metrics.jsonl").read() for key in row}
 
 
 def test_every_logged_metric_is_documented_and_nothing_else_is(logged):
@@ -252,7 +251,7 @@ def test_a_long_run_of_long_answers_stays_under_30_mb(tmp_path):
     """400 steps of answers of 800 tokens, with token detail in some: more than the page has room for."""
     text, tokens = "12 + 30 = 42, " * 230, [" token"] * 800
     folder = write_run(tmp_path, group_size=16, max_steps=400)
-    log = runs.JsonLines(folder / "samples.jsonl")
+    log = run_folder.JsonLines(folder / "samples.jsonl")
     for step in range(1, 401):
         log.append(*(train_row(step, 0, a, text, tokens if step % 16 == 1 else None) for a in range(16)))
     page = report.make_report(folder)
@@ -317,8 +316,8 @@ def test_a_run_that_was_killed_or_has_just_begun(tmp_path, torn):
         (folder / name).unlink()
     data = blocks_of(report.make_report(folder))["data"]
     assert data["findings"] == data["groups"] == [] and data["headline"]["measures"] == []
-    runs.JsonLines(folder / "metrics.jsonl").append(*metric_rows(2))
-    runs.JsonLines(folder / "samples.jsonl").append(train_row(1))
+    run_folder.JsonLines(folder / "metrics.jsonl").append(*metric_rows(2))
+    run_folder.JsonLines(folder / "samples.jsonl").append(train_row(1))
     with open(folder / "samples.jsonl", "ab") as log:
         log.write(torn.encode(errors="surrogatepass"))
     assert blocks_of(report.make_report(folder))["data"]["sample_steps"] == [1]
@@ -326,8 +325,8 @@ def test_a_run_that_was_killed_or_has_just_begun(tmp_path, torn):
 
 def test_the_command_line_prints_where_the_page_is(tmp_path):
     write_run(tmp_path, metric_rows(2))
-    command = [sys.executable, ROOT / "report.py", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command = [sys.executable, "-m", "tracking.report", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == f"{tmp_path / 'report.html'}\n" and (tmp_path / "report.html").exists()
 
 
@@ -376,7 +375,7 @@ def texts(page, selector):
 def test_a_real_run_in_the_browser(show, real_run):
     page = show(real_run)
     assert page.text("#name") == "Run run" and "2 of 2" in page.text("#facts")
-    rows = runs.JsonLines(real_run / "metrics.jsonl").read()
+    rows = run_folder.JsonLines(real_run / "metrics.jsonl").read()
     drawn = texts(page, ".chart code")
     assert set(drawn) == {key for row in rows for key in row} - {*report.read_explanations()["Bookkeeping"]}
     assert f"{100 * rows[0]['eval/accuracy']:.1f}%" in page.text("#measures")

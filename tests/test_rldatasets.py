@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
-import pretrain_tiny
 import rldatasets
+from models import pretrain_tiny
 from rldatasets import (
     Problem,
     arithmetic_split,

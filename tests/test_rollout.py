@@ -10,10 +10,10 @@ from naive_flash import naive_flash
 from random_models import PROMPTS, ROOT, STOP_IDS, random_model
 from transformers import AutoTokenizer
 
-import kv_cache
 import llms
 import rollout as rollout_module
-from kv_cache import DenseKVCache
+from engine import kv_cache
+from engine.kv_cache import DenseKVCache
 from rldatasets import build_prompt, load_problems
 from rollout import draw, generate
 from soft_thinking import SoftThinking, TagMatcher
@@ -252,7 +252,7 @@ def test_bad_arguments(tokenizer, arguments, message):
 @pytest.mark.parametrize("family", ["tiny", "qwen2.5"])
 def test_tag_matcher_against_the_text_itself(family):
     """Random pieces of tags, tokenised together or one by one: the state is what the text so far ends in."""
-    folder = ROOT / "tiny" if family == "tiny" else ROOT.parent / "shared/qwen2.5-tokenizer"
+    folder = ROOT / "models" / "tiny" if family == "tiny" else ROOT.parent / "shared/qwen2.5-tokenizer"
     if not folder.is_dir():
         pytest.skip(f"{folder} is not here")
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 import llms
 import rldatasets
 import token_analysis as ta
-import trace_page
+from analysis import page
 from rollout import generate
 from soft_thinking import SoftThinking
 
@@ -143,17 +143,17 @@ def test_answers_are_numbers_where_they_can_be():
 @settings(deadline=None, max_examples=60)
 @given(st.text(max_size=30))
 def test_bytes_of_tokens_join_to_the_text(text):
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny")
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "tiny")
     text = unicodedata.normalize("NFC", text)  # as the tokenizer does
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    spelled = ta.spell(tokenizer, ids)
+    spelled = ta.token_bytes(tokenizer, ids)
     assert b"".join(spelled[token] for token in ids) == text.encode()
 
 
 def test_labels_of_unused_special_and_partial_tokens(tokenizer):
     partial = tokenizer("😀", add_special_tokens=False)["input_ids"][0]
     stop = tokenizer.eos_token_id
-    spelled = ta.spell(tokenizer, [partial, stop, 512, 100_000])
+    spelled = ta.token_bytes(tokenizer, [partial, stop, 512, 100_000])
     labels = [ta.label(token, piece) for token, piece in spelled.items()]
     assert labels == ["\\xf0", tokenizer.eos_token, "<unused 512>", "<unused 100000>"]
 
@@ -165,7 +165,7 @@ def test_sentencepiece_tokens():
         def convert_ids_to_tokens(self, token):
             return ["<s>", "<0x0A>", "\u2581egg"][token]
 
-    assert ta.spell(Pieces(), [0, 1, 2]) == {0: b"<s>", 1: b"\n", 2: b" egg"}
+    assert ta.token_bytes(Pieces(), [0, 1, 2]) == {0: b"<s>", 1: b"\n", 2: b" egg"}
 
 
 # ---------------------------------------------------------------- a trace against the model
@@ -231,7 +231,7 @@ def test_rank_grid():
 @pytest.fixture
 def without_pictures(monkeypatch):
     """They take most of a run's time; tests/test_trace_page.py looks at them."""
-    monkeypatch.setattr(trace_page, "draw_pictures", lambda trace, folder: [])
+    monkeypatch.setattr(page, "draw_pictures", lambda trace, folder: [])
 
 
 @pytest.fixture(scope="module")
@@ -449,7 +449,7 @@ def soft_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("soft")
     soft = ["--soft_thinking", "--soft_thinking_k", "3", "--soft_thinking_start", "immediately"]
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(trace_page, "draw_pictures", lambda trace, folder: [])
+        monkeypatch.setattr(page, "draw_pictures", lambda trace, folder: [])
         options = ["--temperature", "0.8", "--num_resamples", "0", "--skip_individual_pdfs"]
         ta.main(["--output_dir", str(folder), *options, *soft])
     return folder
@@ -566,7 +566,7 @@ def test_traces_that_cannot_be_compared(capsys, folder, soft_folder, tmp_path):
 
 def save_model(folder, **overrides):
     random_model(**overrides).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(ROOT / "tiny").save_pretrained(folder)
+    AutoTokenizer.from_pretrained(ROOT / "models" / "tiny").save_pretrained(folder)
     return str(folder)
 
 
@@ -603,7 +603,7 @@ from transformers import AutoTokenizer
 import token_analysis as ta
 from rollout import generate
 
-tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny")
+tokenizer = AutoTokenizer.from_pretrained(ROOT / "models" / "tiny")
 model = random_model(vocab_size=151936, hidden_size=16, num_hidden_layers=1, eos_token_id=[151645])
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GiB
@@ -628,8 +628,8 @@ def test_real_vocabulary_stays_small():
 @pytest.mark.skipif(not QWEN.is_dir(), reason=f"{QWEN} is not here: the real tokenizer")
 def test_unused_ids_of_the_real_vocabulary():
     tokenizer = AutoTokenizer.from_pretrained(QWEN)
-    spelled = ta.spell(tokenizer, [151_643, 151_645, 151_664, 151_665, 151_935])
+    spelled = ta.token_bytes(tokenizer, [151_643, 151_645, 151_664, 151_665, 151_935])
     assert [piece is None for piece in spelled.values()] == [False, False, False, True, True]
     text = "naïve 中文 😀\n\tx = {'a': 1}"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert b"".join(ta.spell(tokenizer, ids)[token] for token in ids) == text.encode()
+    assert b"".join(ta.token_bytes(tokenizer, ids)[token] for token in ids) == text.encode()

@@ -44,10 +44,8 @@ import distill
 import evaluator
 import llms
 import main
-import plotter
 import rldatasets
-import runs
-import settings
+from tracking import plotter, run_config, run_folder, training_run
 
 NEVER = 1_000_000  # steps
 TEST_PROBLEMS = 512
@@ -61,8 +59,8 @@ ANSWERED = {"accuracy": "accuracy", "format_rate": "format_rate", "completion_le
 
 
 class Budget:
-    """CPU seconds that may be spent. Takes the place of runs.stopwatch, which times sampling and updates: what it times
-    is charged. Takes the place of runs.Interrupt too: `signal` is there once `limit` is spent."""
+    """CPU seconds that may be spent. Takes the place of run_folder.stopwatch: the seconds that it times are charged.
+    Takes the place of training_run.SignalHandler too: `signal` is set once `limit` is spent."""
 
     def __init__(self, limit: float):
         self.limit, self.spent = limit, 0.0
@@ -95,11 +93,11 @@ def grpo(job: Job, **overrides) -> str:
     """main.py with these settings, until the budget is spent. Returns the model's folder, as all methods do."""
     endless = dict(max_steps=NEVER, eval_steps=NEVER, save_steps=NEVER, eval_problems=1, final_lr_fraction=1.0)
     own = dict(seed=job.seed, output_dir=str(job.folder))
-    config = settings.GRPOConfig(**settings.PRESETS["tiny"] | endless | overrides | own)
-    with contextlib.suppress(runs.Stopped):
+    config = run_config.GRPOConfig(**run_config.PRESETS["tiny"] | endless | overrides | own)
+    with contextlib.suppress(training_run.TrainingStopped):
         main.run_steps(config, main.prepare(config), job.budget)
     seconds = 0.0
-    for row in runs.JsonLines(job.folder / "metrics.jsonl").read()[1:]:  # the first is an evaluation
+    for row in run_folder.JsonLines(job.folder / "metrics.jsonl").read()[1:]:  # the first is an evaluation
         seconds += row["time/rollout"] + row["time/train"]
         job.curve.append(row | {"seconds": seconds})
     return str(job.folder / "checkpoints" / "latest")
@@ -116,9 +114,9 @@ def sft(job: Job, start: str, rows: list[dict], folder: Path, until: float) -> s
     model, before = str(folder / "checkpoints" / "latest"), job.curve[-1]["step"] if job.curve else 0
     while job.budget.spent < until or not Path(model).exists():  # one step at least
         job.budget.limit = min(until, job.budget.spent + job.seconds / LOOKS)
-        with contextlib.suppress(runs.Stopped):
+        with contextlib.suppress(training_run.TrainingStopped):
             distill.train_student(sft_config(job), start, rows, folder)
-        row = runs.JsonLines(folder / "metrics.jsonl").read()[-1]
+        row = run_folder.JsonLines(folder / "metrics.jsonl").read()[-1]
         row |= {"step": before + row["step"], "seconds": job.budget.spent}
         job.curve.append(row | answer(model, "validation", LOOK_PROBLEMS, 1.0, job))
     return model
@@ -165,7 +163,7 @@ def answer(model_name: str, split: str, num_problems: int, temperature: float, j
     """How a model answers the first problems of a split."""
     model, tokenizer = llms.load(model_name)
     problems = rldatasets.load_problems("arithmetic", split, num_problems)
-    limit = settings.PRESETS["tiny"]["max_completion_length"]
+    limit = run_config.PRESETS["tiny"]["max_completion_length"]
     options = dict(temperature=temperature, max_new_tokens=limit, seed=job.seed)
     result = evaluator.evaluate(model, tokenizer, problems, **options)
     return {name: result[key] for name, key in ANSWERED.items()}
@@ -219,7 +217,7 @@ def run_job(variant: str, seed: int, seconds: float, teacher: str | None) -> tup
     """One run in a process of a pool: (its row of results.jsonl, the rows of its learning curve)."""
     torch.set_num_threads(1)
     budget = Budget(seconds)
-    runs.stopwatch, runs.Interrupt = budget.stopwatch, lambda: contextlib.nullcontext(budget)
+    run_folder.stopwatch, training_run.SignalHandler = budget.stopwatch, lambda: contextlib.nullcontext(budget)
     plotter.plot_run = lambda folder: None
     with contextlib.ExitStack() as stack:
         folder, nowhere = stack.enter_context(tempfile.TemporaryDirectory()), stack.enter_context(open(os.devnull, "w"))
@@ -256,7 +254,7 @@ def run(args) -> None:
     """Whole seeds, one after the other, so that a study that is cut short has all variants; goes on where it was."""
     folder = Path(args.output_dir)
     (folder / "metrics").mkdir(parents=True, exist_ok=True)
-    log = runs.JsonLines(folder / "results.jsonl")
+    log = run_folder.JsonLines(folder / "results.jsonl")
     log.replace(log.read())  # without a line that a kill left half-written
     done = {(row["seed"], row["variant"]): row["budget"] for row in log.read()}
     if set(done.values()) - {args.seconds}:
@@ -333,7 +331,7 @@ COLORS = (plotter.BLUE, plotter.VERMILLION, plotter.GREEN, plotter.PURPLE, "#E69
 
 def show(args) -> None:
     folder = Path(args.output_dir)
-    rows = runs.JsonLines(folder / "results.jsonl").read()
+    rows = run_folder.JsonLines(folder / "results.jsonl").read()
     done = {name: {row["seed"]: row for row in rows if row["variant"] == name} for name in VARIANTS}
     done = {name: by_seed for name, by_seed in done.items() if by_seed}
     seeds = sorted(set.intersection(*map(set, done.values()))) if "baseline" in done else []

@@ -10,7 +10,7 @@ import evaluator
 import rldatasets
 
 
-def of_rollout(rollout, rows, prompts, golds, weights, config) -> list[dict]:
+def rollout_records(rollout, rows, prompts, golds, weights, config) -> list[dict]:
     """What a rollout's rows are and what they scored, as samples.jsonl has it. rows: their numbers in the step."""
     entropy = (rollout.entropy * rollout.completion_mask).sum(dim=1) / rollout.lengths  # (B,) nats a token
     soft_steps = (rollout.is_soft & rollout.completion_mask).sum(dim=1)  # (B,)

@@ -1,4 +1,4 @@
-"""trace_page.py: the pictures are whole and show hostile tokens as text; the page works in a real browser."""
+"""pictures.py: the pictures are whole and show hostile tokens as text; the page works in a real browser."""
 
 import json
 import math
@@ -13,7 +13,8 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 import token_analysis as ta
-import trace_page
+from analysis import page as trace_page
+from analysis import pictures
 
 # What a model may write, as bytes: markup, quotes, formulas, half characters, other scripts, controls.
 TOKENS = [
@@ -54,9 +55,9 @@ def make_trace(steps=60, seed=0, soft=False, sharp=4.0, resamples=3, **meta):
 
 
 def test_drawable_labels():
-    assert trace_page.drawable(" a\n\tb") == "␣a↵⇥b"
-    assert trace_page.drawable("中\x00\\") == "\\u4e2d\\x00\\", "no glyph: an escape"
-    assert trace_page.drawable("x" * 20, 5) == "xxxx…"
+    assert pictures.drawable(" a\n\tb") == "␣a↵⇥b"
+    assert pictures.drawable("中\x00\\") == "\\u4e2d\\x00\\", "no glyph: an escape"
+    assert pictures.drawable("x" * 20, 5) == "xxxx…"
 
 
 def test_rolling_mean_equals_slow_one():
@@ -64,20 +65,20 @@ def test_rolling_mean_equals_slow_one():
         values = np.random.default_rng(length).random(length)
         half = min(9, length - (length + 1) % 2) // 2
         slow = [values[max(0, t - half) : t + half + 1].mean() for t in range(length)]
-        np.testing.assert_allclose(trace_page.rolling_mean(values), slow)
+        np.testing.assert_allclose(pictures.rolling_mean(values), slow)
 
 
 def test_labels_are_apart():
-    assert trace_page.apart([0, 1, 5, 6, 9], [3, 0, 1, 2, 4], gap=2) == [3, 0, 4]
+    assert pictures.apart([0, 1, 5, 6, 9], [3, 0, 1, 2, 4], gap=2) == [3, 0, 4]
 
 
 def figures_of(trace):
-    yield "entropy", trace_page.entropy_figure(trace)
-    yield "heatmap", trace_page.heatmap_figure(trace, 0)
-    yield "consistency", trace_page.consistency_figure(trace)
-    yield "landscape", trace_page.landscape_figure(trace)
-    yield "scatter", trace_page.scatter_figure(trace)
-    yield "histograms", trace_page.histogram_figure(trace)
+    yield "entropy", pictures.entropy_figure(trace)
+    yield "heatmap", pictures.heatmap_figure(trace, 0)
+    yield "consistency", pictures.consistency_figure(trace)
+    yield "landscape", pictures.landscape_figure(trace)
+    yield "scatter", pictures.scatter_figure(trace)
+    yield "histograms", pictures.histogram_figure(trace)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def figures_of(trace):
     ids=["hostile tokens", "long and soft", "one step", "certain", "uniform"],
 )
 def test_pictures_are_titled_and_nothing_is_cut_off(trace):
-    with trace_page.rc_context(trace_page.STYLE):
+    with pictures.rc_context(pictures.STYLE):
         for name, figure in figures_of(trace):
             FigureCanvasAgg(figure).draw()
             drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
@@ -105,8 +106,8 @@ def test_pictures_are_titled_and_nothing_is_cut_off(trace):
 
 def test_heatmap_shows_the_chosen_token_wherever_it_ranks():
     trace = make_trace(steps=90)
-    with trace_page.rc_context(trace_page.STYLE):
-        (axes, _) = trace_page.heatmap_figure(trace, 40).axes
+    with pictures.rc_context(pictures.STYLE):
+        (axes, _) = pictures.heatmap_figure(trace, 40).axes
     cells = {tuple(map(round, text.get_position())): text.get_text() for text in axes.texts}
     outlined = {round(box.get_y() + 0.45): round(box.get_x() + 0.47) for box in axes.patches}
     for row, t in enumerate(range(40, 80)):
@@ -114,11 +115,11 @@ def test_heatmap_shows_the_chosen_token_wherever_it_ranks():
         assert cells[0, row].endswith(f"#{rank}") == (rank > 10)
         assert outlined.get(row) == (rank if rank <= 10 else None)
         for column in range(1, 11):
-            assert cells[column, row] == trace_page.drawable(trace.label(int(trace["topk_ids"][t, column - 1])), 12)
+            assert cells[column, row] == pictures.drawable(trace.label(int(trace["topk_ids"][t, column - 1])), 12)
 
 
 def test_pictures_are_files_with_a_page_for_every_40_steps(tmp_path):
-    paths = trace_page.draw_pictures(make_trace(steps=41), tmp_path)
+    paths = pictures.draw_pictures(make_trace(steps=41), tmp_path)
     names = "entropy consistency landscape entropy_varentropy histograms topk_01 topk_02".split()
     assert sorted(paths) == sorted(tmp_path.iterdir()) == sorted(tmp_path / f"{name}.png" for name in names)
     assert all(matplotlib.image.imread(path).std() > 0.05 for path in paths)
@@ -126,7 +127,7 @@ def test_pictures_are_files_with_a_page_for_every_40_steps(tmp_path):
 
 def test_token_figure_shows_its_step():
     trace = make_trace()
-    figure = trace_page.TokenFigure(trace.arrays, {token: trace.label(token) for token in trace.spelling})
+    figure = pictures.TokenFigure(trace.arrays, {token: trace.label(token) for token in trace.spelling})
     for t in (0, UNUSED, 7):  # filled again and again
         figure.fill(t)
         np.testing.assert_allclose(figure.curve.get_ydata(), np.exp(trace["rank_curve"][t].astype(float)))
@@ -138,13 +139,13 @@ def test_token_figure_shows_its_step():
         marked = [row for row, bar in enumerate(figure.bars) if bar.get_facecolor()[0] > 0.5]
         assert marked == [ids.index(trace["token_ids"][t]) if trace["token_ids"][t] in ids else 20]
         labels = [label.get_text() for label in figure.labels]
-        assert labels[:20] == [trace_page.drawable(trace.label(token), 16) for token in ids]
+        assert labels[:20] == [pictures.drawable(trace.label(token), 16) for token in ids]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_token_figures_are_files(tmp_path, workers):
     folder = tmp_path / "token_pdfs"
-    trace_page.draw_token_figures(make_trace(), folder, limit=20, workers=workers)
+    pictures.draw_token_figures(make_trace(), folder, limit=20, workers=workers)
     assert sorted(file.name for file in folder.iterdir()) == [f"step_{t:04}.pdf" for t in range(20)]
     assert all(file.read_bytes().startswith(b"%PDF") for file in folder.iterdir())
 
@@ -152,12 +153,12 @@ def test_token_figures_are_files(tmp_path, workers):
 def test_comparisons_are_drawn(tmp_path):
     a, b = make_trace(steps=30), make_trace(steps=25, seed=1, soft=True)
     for shared in (0, 7):
-        trace_page.draw_free_comparison(a, b, shared, tmp_path / "free.png")
+        pictures.draw_free_comparison(a, b, shared, tmp_path / "free.png")
     rng = np.random.default_rng(0)
     columns = {name: rng.random(30) for name in ("kl_ab", "kl_ba", "jsd", "change")}
     columns |= {"token": a.labels, "flips": rng.random(30) < 0.2}
     shifted = [{"id": i, "token": a.label(i), "shift": 0.5 - i / 20} for i in range(20)]
-    trace_page.draw_forced_comparison(columns, shifted, ["a", "$b"], "a", tmp_path / "forced.png")
+    pictures.draw_forced_comparison(columns, shifted, ["a", "$b"], "a", tmp_path / "forced.png")
     for name in ("free.png", "forced.png"):
         assert matplotlib.image.imread(tmp_path / name).std() > 0.05
 

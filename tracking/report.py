@@ -1,6 +1,6 @@
 """One page about one run: report.html, a single file that opens anywhere, without a network.
 
-    python report.py runs/tiny
+    python -m tracking.report runs/tiny
 
 It is made from what the run wrote down (metrics.jsonl, samples.jsonl, args.json), so it also works on a run that still
 goes on or was killed: curves with intervals, what the model wrote and what it was paid for it, the same problems before
@@ -22,10 +22,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-import plotter
+from analysis.page import number
 from evaluator import wilson_interval
-from settings import PRESETS, GRPOConfig
-from trace_page import number
+from tracking import plotter
+from tracking.run_config import PRESETS, GRPOConfig
 
 MAX_POINTS = 1000  # of a curve
 MAX_STEPS = 50  # with samples, where not all of them fit
@@ -114,7 +114,7 @@ RATES = {
 
 def read_explanations(file: Path | None = None) -> dict[str, dict[str, str]]:
     """{heading: {metric: what it is}} of metrics.md: the first two columns of its tables."""
-    text = (file or Path(__file__).with_name("metrics.md")).read_text(encoding="utf-8")
+    text = (file or Path(__file__).parent.parent / "docs" / "metrics.md").read_text(encoding="utf-8")
     explanations = {}
     for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
         heading, _, body = section.partition("\n")
@@ -437,7 +437,7 @@ def keep_samples(file: Path, groups: dict[int, list[Group]]) -> dict[int, list[s
     return {step: kept[step] for step in sorted(kept) if kept[step]}
 
 
-def say_what_was_kept(groups: dict[int, list[Group]], kept: dict[int, list[str]]) -> str:
+def samples_note(groups: dict[int, list[Group]], kept: dict[int, list[str]]) -> str:
     """One sentence for above the samples."""
     if not kept:
         return "No samples yet."
@@ -532,7 +532,7 @@ def make_report(folder: str | Path) -> Path:
         "findings": [finding._asdict() for finding in find_health(rows)],
         "groups": draw_groups(rows, config),
         "sample_steps": list(kept),
-        "kept": say_what_was_kept(groups, kept),
+        "kept": samples_note(groups, kept),
         "tests": pair_tests(tests),
         "config": compare_config(config),
         "made_with": {k: v for k, v in {**args, **args.get("versions", {})}.items() if k not in ("config", "versions")},
@@ -975,7 +975,7 @@ for (const id of ["changed", "unchanged"]) {
 
 def main() -> None:
     if len(sys.argv) != 2:
-        sys.exit(_complain("give one run's folder: python report.py runs/tiny"))
+        sys.exit(_complain("give one run's folder: python -m tracking.report runs/tiny"))
     try:
         print(make_report(sys.argv[1]))
     except (ValueError, OSError) as error:

@@ -8,8 +8,8 @@ and in the wanted format. Nothing here is RL, and nothing rewards a right answer
 
 Left out on purpose: instruction tuning. Validation and test questions never appear here (rldatasets.arithmetic_split).
 
-    python pretrain_tiny.py --size tiny --output_dir tiny
-    python pretrain_tiny.py --size student --output_dir tiny_student
+    python -m models.pretrain_tiny --size tiny --output_dir models/tiny
+    python -m models.pretrain_tiny --size student --output_dir models/tiny_student
 """
 
 import argparse

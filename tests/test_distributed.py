@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import processes
+from engine import distributed
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = (
@@ -106,11 +106,12 @@ import sys
 import torch
 
 sys.path[:0] = ["."]
-import grpo, llms, main, processes
+import grpo, llms, main
+from engine import distributed
 from rollout import generate
-from settings import PRESETS, GRPOConfig
+from tracking.run_config import PRESETS, GRPOConfig
 
-processes.join()
+distributed.init_distributed()
 torch.manual_seed(0)
 plain = dict(problems_per_step=4, group_size=2, max_completion_length=40, tokens_per_micro_batch=64)
 config = GRPOConfig(**PRESETS["tiny"] | plain | dict(minibatches=1, learning_rate=1e-4, fsdp="fsdp" in sys.argv))
@@ -118,27 +119,27 @@ policy, tokenizer = llms.load("tiny")
 start = copy.deepcopy(policy)
 if config.fsdp:
     actor = llms.make_actor(policy, torch.float32, always_copy=True)
-    processes.shard(policy, llms.completion_logprobs)
+    distributed.shard_model(policy, llms.completion_logprobs)
 else:
     actor = policy
 optimizer = llms.make_optimizer(policy, config.learning_rate)
 prompts = ["Mia has 12 eggs.", "Tom has 3 apples and 4 pears. How many?", "Why?", "Ann buys 7 pens."]
-places = processes.places(4, 1)
+places = distributed.shard_indices(4, 1)
 for step, lengths in enumerate([(40, 40), (40, 3), (3, 40), (1, 40), (40, 40)]):
     rollout = generate(
         actor, tokenizer, [prompts[i] for i in places], group_size=2, seed=step, places=places,
-        max_new_tokens=lengths[processes.rank()],
+        max_new_tokens=lengths[distributed.rank()],
     )
-    advantages = torch.tensor([1.0, -1.0, 0.5, -0.5]) * (processes.rank() != step % 2 or step == 4)
+    advantages = torch.tensor([1.0, -1.0, 0.5, -0.5]) * (distributed.rank() != step % 2 or step == 4)
     if step == 3:  # nobody has anything to learn from
         advantages = advantages * 0
     stats = main.update(policy, actor, None, optimizer, rollout, advantages, config)
     llms.sync_actor(actor, policy)
     assert stats["updates"] == (step != 3), (step, stats)
-    mine = torch.cat([processes.whole(p).detach().flatten() for p in policy.parameters()])
+    mine = torch.cat([distributed.full_tensor(p).detach().flatten() for p in policy.parameters()])
     acts = torch.cat([p.detach().flatten() for p in actor.parameters()])
     assert torch.equal(mine, acts), "the actor is the gathered policy"
-    sums = processes.gather([mine.double().sum().item()])
+    sums = distributed.all_gather([mine.double().sum().item()])
     assert sums[0] == sums[1], "both processes have the same weights"
 moved = (mine - torch.cat([p.detach().flatten() for p in start.parameters()])).abs().max()
 assert moved > 1e-5
@@ -218,19 +219,19 @@ def test_refusals_end_all_processes(tmp_path, flags, line):
 
 def test_one_process_is_alone():
     with pytest.raises(ValueError, match="--fsdp: there is nothing to divide"):
-        processes.refuse_to_divide_by_one(True)
-    assert (processes.rank(), processes.count(), processes.is_main()) == (0, 1, True)
-    assert processes.total({"a": 2.5}) == {"a": 2.5} and processes.most(3) == 3
-    assert processes.places(6, 3) == list(range(6))
+        distributed.check_fsdp_world_size(True)
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main_process()) == (0, 1, True)
+    assert distributed.all_reduce_sum({"a": 2.5}) == {"a": 2.5} and distributed.all_reduce_max(3) == 3
+    assert distributed.shard_indices(6, 3) == list(range(6))
 
 
 @pytest.mark.parametrize("count, minibatches", [(2, 1), (2, 2), (4, 2), (3, 1)])
 def test_every_problem_has_one_place_and_minibatches_stay_what_they_are(monkeypatch, count, minibatches):
-    monkeypatch.setattr(processes, "count", lambda: count)
+    monkeypatch.setattr(distributed, "world_size", lambda: count)
     shares = []
     for rank in range(count):
-        monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-        shares.append(processes.places(24, minibatches))
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(distributed.shard_indices(24, minibatches))
     assert sorted(sum(shares, [])) == list(range(24))
     size = 24 // minibatches // count
     for m in range(minibatches):  # the m-th part of every process together are the m-th minibatch of one

@@ -11,8 +11,8 @@ the steps that all of them have, so that a mean never changes its members on the
 Left out on purpose: dashboards (see --report_to), interactive windows, log axes, significance tests. Pyplot is left
 out too: its global state would grow with every redraw.
 
-    python plotter.py runs/tiny                                             # -> runs/tiny/plots
-    python plotter.py runs/s1 runs/s2 runs/s3 --control runs/c1 --output_dir plots
+    python -m tracking.plotter runs/tiny                                             # -> runs/tiny/plots
+    python -m tracking.plotter runs/s1 runs/s2 runs/s3 --control runs/c1 --output_dir plots
 """
 
 import argparse

@@ -29,7 +29,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-def join() -> None:
+def init_distributed() -> None:
     """Joins the processes that torchrun or accelerate launched together with this one, if there are any. From then on
     only the main one prints to stdout."""
     # The others wait at their next word while the main process writes or measures.
@@ -37,7 +37,7 @@ def join() -> None:
     PartialState(cpu=not torch.cuda.is_available(), **patience)
     if dist.is_initialized():
         atexit.register(dist.destroy_process_group)
-    if not is_main():
+    if not is_main_process():
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
@@ -45,62 +45,62 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def count() -> int:
+def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_main() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that writes files and messages."""
     return rank() == 0
 
 
-def places(num_problems: int, minibatches: int) -> list[int]:
+def shard_indices(num_problems: int, minibatches: int) -> list[int]:
     """Which of a step's problems this process takes: an equal part of every minibatch, so that an optimizer step sees
     the same problems with any number of processes."""
     share = num_problems // minibatches
-    part = share // count()
+    part = share // world_size()
     return [start + rank() * part + i for start in range(0, num_problems, share) for i in range(part)]
 
 
-def part(number: int) -> list[int]:
+def shard_range(number: int) -> list[int]:
     """Which of so many things this process takes: those side by side, perhaps none."""
-    size = -(-number // count())
+    size = -(-number // world_size())
     return list(range(number))[rank() * size :][:size]
 
 
-def gather(items: list) -> list:
+def all_gather(items: list) -> list:
     """The items of all processes, those of the first one first."""
-    if count() == 1:
+    if world_size() == 1:
         return items
-    lists: list = [None] * count()
+    lists: list = [None] * world_size()
     dist.all_gather_object(lists, items)
     return [item for items in lists for item in items]
 
 
-def total(numbers: dict[str, float]) -> dict[str, float]:
+def all_reduce_sum(numbers: dict[str, float]) -> dict[str, float]:
     """The same names in every process -> each number summed over the processes."""
-    rows = gather([numbers])
+    rows = all_gather([numbers])
     return {name: sum(row[name] for row in rows) for name in numbers}
 
 
-def most(number: int) -> int:
-    return max(gather([number]))
+def all_reduce_max(number: int) -> int:
+    return max(all_gather([number]))
 
 
-def wait() -> None:
+def barrier() -> None:
     """Until all processes are here: when one ends with an error, torchrun ends the others."""
-    gather([])
+    all_gather([])
 
 
-def on_main(function, *arguments):
+def run_on_main(function, *arguments):
     """Calls the function in the main process alone. Its result, or the ValueError it raised, in all of them."""
     outcome = None
-    if is_main():
+    if is_main_process():
         try:
             outcome = function(*arguments)
         except ValueError as error:
             outcome = error
-    outcome = gather([outcome])[0]
+    outcome = all_gather([outcome])[0]
     if isinstance(outcome, ValueError):
         raise outcome
     return outcome
@@ -109,18 +109,18 @@ def on_main(function, *arguments):
 def sum_and_clip_gradients(model, max_norm: float) -> float:
     """Every parameter's gradient becomes the sum over the processes, and all together are clipped to the norm. Returns
     the norm before that. A sharded model has summed by itself."""
-    if count() > 1 and not is_sharded(model):
+    if world_size() > 1 and not is_sharded(model):
         for parameter in model.parameters():
             if parameter.grad is None:  # no micro-batch here
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)
-    return whole(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)).item()
+    return full_tensor(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)).item()
 
 
 # ---------------------------------------------------------------- FSDP2
 
 
-def shard(model, score) -> None:
+def shard_model(model, score) -> None:
     """Divides the model's weights among the processes. `score`: the function that will be called with the model, see
     `scorer`."""
     for layer in model.base_model.layers:
@@ -134,13 +134,13 @@ def shard(model, score) -> None:
     register_fsdp_forward_method(model, "score")
 
 
-def scorer(model, score):
+def bind_forward(model, score):
     """score(model, ...) as a function of the rest. A sharded model has it as a method, which gathers the weights."""
     return model.score if is_sharded(model) else functools.partial(score, model)
 
 
-def refuse_to_divide_by_one(fsdp: bool) -> None:
-    if fsdp and count() == 1:
+def check_fsdp_world_size(fsdp: bool) -> None:
+    if fsdp and world_size() == 1:
         raise ValueError("--fsdp: there is nothing to divide for one process; launch several, with torchrun")
 
 
@@ -148,29 +148,31 @@ def is_sharded(model) -> bool:
     return isinstance(model, FSDPModule)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor with the parts of all processes: each of them has to ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_on_main(tensor: torch.Tensor) -> torch.Tensor | None:
+def full_tensor_on_main(tensor: torch.Tensor) -> torch.Tensor | None:
     """`whole`, on the CPU of the main process; None in the others, which have to ask too. One is whole at a time."""
     if not isinstance(tensor, DTensor):
         return tensor
     tensor = tensor.full_tensor()
-    return tensor.cpu() if is_main() else None
+    return tensor.cpu() if is_main_process() else None
 
 
-def whole_weights(model) -> dict[str, torch.Tensor] | None:
+def gather_state_dict(model) -> dict[str, torch.Tensor] | None:
     """The parameters of a sharded model by name, tied ones once, for the main process; None for a model that has its
     own at hand."""
-    return {name: whole_on_main(p.detach()) for name, p in model.named_parameters()} if is_sharded(model) else None
+    return (
+        {name: full_tensor_on_main(p.detach()) for name, p in model.named_parameters()} if is_sharded(model) else None
+    )
 
 
-def whole_optimizer_state(optimizer) -> dict:
+def gather_optimizer_state(optimizer) -> dict:
     """optimizer.state_dict() as if nothing were divided, for the main process."""
     state = optimizer.state_dict()
-    moments = {i: {name: whole_on_main(t) for name, t in s.items()} for i, s in state["state"].items()}
+    moments = {i: {name: full_tensor_on_main(t) for name, t in s.items()} for i, s in state["state"].items()}
     return state | {"state": moments}
 
 

@@ -132,10 +132,10 @@ class Packed:
 
     @functools.cached_property
     def ragged(self):
-        return Ragged(self.contexts, self.queries, self.device)
+        return VarlenLayout(self.contexts, self.queries, self.device)
 
 
-class Ragged:
+class VarlenLayout:
     """Sequences of queries, each over the tokens of a context and over itself, for the flash kernel: no padding."""
 
     def __init__(self, contexts: list, queries: list, device: torch.device):
@@ -157,7 +157,7 @@ class Ragged:
 
 
 class Block:
-    """The same as Ragged on any device and at any precision: sequences side by side, padded to the longest."""
+    """The same as VarlenLayout on any device and at any precision: sequences side by side, padded to the longest."""
 
     def __init__(self, contexts: list, queries: list, device: torch.device):
         q = max(len(span) for span in queries)

@@ -19,9 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-import pretrain_tiny
-import runs
-from runs import JsonLines, create_folder, find_checkpoint, save_checkpoint, stopwatch, unused_folder, write_args
+from models import pretrain_tiny
+from tracking import checkpoints, run_folder
+from tracking.checkpoints import find_checkpoint, save_checkpoint
+from tracking.run_folder import JsonLines, create_folder, stopwatch, unused_folder, write_args
 
 CPU = torch.device("cpu")
 
@@ -148,12 +149,12 @@ def test_args_name_the_gpu(tmp_path, monkeypatch):
 
 @pytest.fixture
 def code_folder(tmp_path, monkeypatch):
-    """A folder, in no git repository, in which runs.py believes to lie."""
+    """A folder, in no git repository, in which run_folder.py believes to lie."""
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
     folder = tmp_path / "code"
     folder.mkdir()
-    monkeypatch.setattr(runs, "__file__", str(folder / "runs.py"))
+    monkeypatch.setattr(run_folder, "__file__", str(folder / "run_folder.py"))
     for name in [name for name in os.environ if name.startswith("GIT_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
@@ -228,7 +229,7 @@ def test_a_log_torn_anywhere_keeps_its_complete_rows_and_is_repaired(tmp_path):
         log.file.write_bytes(whole[:length])
         complete = (length + 1) // row_length  # a row that lacks only its line end is complete
         assert log.read() == rows[:complete]
-        log.keep_until(99)
+        log.truncate_after(99)
         log.append({"step": 3})
         assert log.read() == [*rows[:complete], {"step": 3}]
 
@@ -238,7 +239,7 @@ def test_keep_until_forgets_later_steps(tmp_path):
     rows = [{"step": step, "n": n} for step in (0, 1, 2, 3) for n in range(2)]
     log.append(*rows)
     for last, kept in [(7, 8), (2, 6), (2, 6), (0, 2), (-1, 0)]:
-        log.keep_until(last)
+        log.truncate_after(last)
         assert log.read() == rows[:kept]
         assert [file.name for file in tmp_path.iterdir()] == ["samples.jsonl"]
     log.append(rows[0])
@@ -250,13 +251,13 @@ def test_keep_until_ignores_the_remains_of_a_crash(tmp_path):
         log.append({"step": 1}, {"step": 2})
     (tmp_path / "metrics.tmp").write_text('{"step": 0}\n{"st')
     for log in (JsonLines(tmp_path / "metrics.jsonl"), JsonLines(tmp_path / "samples.jsonl")):
-        log.keep_until(1)
+        log.truncate_after(1)
         assert log.read() == [{"step": 1}]
 
 
 def test_keep_until_of_a_log_that_is_not_there(tmp_path):
     log = JsonLines(tmp_path / "metrics.jsonl")
-    log.keep_until(5)
+    log.truncate_after(5)
     assert log.read() == []
 
 
@@ -266,11 +267,11 @@ def test_a_failure_in_keep_until_leaves_the_log(tmp_path, monkeypatch):
     full = OSError(28, "No space left on device")
     with monkeypatch.context() as patch, pytest.raises(OSError):
         patch.setattr(JsonLines, "append", raising(full))
-        log.keep_until(1)
+        log.truncate_after(1)
     assert log.read() == ROWS
     with monkeypatch.context() as patch, pytest.raises(OSError):
         patch.setattr(os, "replace", raising(full))
-        log.keep_until(1)
+        log.truncate_after(1)
     assert log.read() == ROWS
 
 
@@ -454,9 +455,9 @@ def test_going_back_forgets_what_came_later(run, models, tokenizer, monkeypatch)
 
 def test_the_best_can_be_marked_later(run, tmp_path):
     save_steps(run, [1, 2])
-    runs.mark_best(run, 1)
+    checkpoints.mark_best(run, 1)
     assert link(run, "best") == "step-1"
-    runs.mark_best(run, 7)  # not in this run
+    checkpoints.mark_best(run, 7)  # not in this run
     assert link(run, "best") == "step-1"
 
 
@@ -752,15 +753,15 @@ def test_the_stopwatch_with_the_real_clock():
 def test_other_settings_are_refused_by_the_first_that_differs(tmp_path):
     config = {"seed": 0, "temperature": 1.0, "output_dir": "a", "dataset_path": None}
     write_args(tmp_path, config, CPU)
-    runs.refuse_other_settings(tmp_path, dict(config), ())
-    runs.refuse_other_settings(tmp_path, config | {"output_dir": "b"}, ("output_dir",))
+    run_folder.check_same_config(tmp_path, dict(config), ())
+    run_folder.check_same_config(tmp_path, config | {"output_dir": "b"}, ("output_dir",))
     for name, value in (("seed", 1), ("temperature", 0.5), ("output_dir", "b"), ("dataset_path", "x"), ("new", 7)):
         with pytest.raises(ValueError, match=rf"^--{name} {value}: .*--output_dir.*--overwrite_output_dir") as error:
-            runs.refuse_other_settings(tmp_path, config | {name: value}, ())
+            run_folder.check_same_config(tmp_path, config | {name: value}, ())
         assert f"made with {config.get(name)}" in str(error.value) and str(tmp_path) in str(error.value)
         assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="^--seed 1"):  # of two, the first
-        runs.refuse_other_settings(tmp_path, config | {"seed": 1, "temperature": 0.5}, ())
+        run_folder.check_same_config(tmp_path, config | {"seed": 1, "temperature": 0.5}, ())
 
 
 def test_settings_that_cannot_be_read_are_named(tmp_path):
@@ -768,7 +769,7 @@ def test_settings_that_cannot_be_read_are_named(tmp_path):
         write_args(tmp_path, {"seed": 0}, CPU)
         harm(tmp_path / "args.json")
         with pytest.raises(ValueError, match="args.json cannot be read") as error:
-            runs.refuse_other_settings(tmp_path, {"seed": 0}, ())
+            run_folder.check_same_config(tmp_path, {"seed": 0}, ())
         assert "\n" not in str(error.value)
 
 

@@ -14,7 +14,7 @@ Left out on purpose: pages, quantised values, prefixes shared between calls.
 import torch
 import torch.nn.functional as F
 
-from attention import flash_attention, grouped_attention
+from engine.attention import flash_attention, grouped_attention
 
 
 class DenseKVCache:

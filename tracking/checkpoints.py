@@ -1,0 +1,125 @@
+"""A run's checkpoints: written whole or not at all, found again, and pruned."""
+
+import contextlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+
+from tracking.run_folder import flush_to_disk, remove_folder
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model,
+    tokenizer,
+    trainer_state: dict,
+    keep: int,
+    is_best: bool,
+    weights: dict | None = None,
+) -> Path:
+    """Writes checkpoints/step-N, points `latest` (and `best`) at it; keeps the newest `keep` and those two.
+
+    weights: the model's state dict, where the model itself has only a part of it. Raises OSError when the checkpoint
+    cannot be written, on a full disk for example; those before it are intact then.
+    """
+    checkpoints = folder / "checkpoints"
+    target, temporary, replaced = (checkpoints / f"{prefix}step-{step}" for prefix in ("", ".writing-", ".replaced-"))
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        model.save_pretrained(temporary, state_dict=weights)
+        tokenizer.save_pretrained(temporary)
+        torch.save(trainer_state, temporary / "trainer_state.pt")
+        sizes = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
+        (temporary / "files.json").write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")
+        # The logs too: no checkpoint may be ahead of them.
+        flush_to_disk(*temporary.iterdir(), temporary, *folder.glob("*.jsonl"))
+    except (OSError, SafetensorError, RuntimeError) as error:  # safetensors and torch.save have errors of their own
+        free = shutil.disk_usage(checkpoints).free / 2**20
+        shutil.rmtree(temporary, ignore_errors=True)  # it may be what fills the disk
+        raise OSError(f"cannot write {target} ({free:,.0f} MiB were free): {error}") from error
+    if target.exists():  # a resumed run came here again: links that point at it are kept whole meanwhile
+        shutil.copytree(target, replaced, dirs_exist_ok=True)
+        flush_to_disk(*replaced.iterdir(), replaced)
+        for link in ("latest", "best"):
+            if (checkpoints / link).resolve() == target.resolve():
+                _point(checkpoints / link, replaced)
+        remove_folder(target)
+    os.replace(temporary, target)
+    for link in ("best", "latest"):  # killed between the two, a run goes on before this step, and finds it best again
+        if link == "latest" or is_best or (checkpoints / link).resolve() == replaced.resolve():
+            _point(checkpoints / link, target)
+    flush_to_disk(checkpoints)  # the new names, before the old ones go
+    _prune(checkpoints, step, keep)
+    return target
+
+
+def _prune(checkpoints: Path, step: int, keep: int) -> None:
+    """Leaves the newest `keep` up to `step`, and what `latest` and `best` point at. Later steps are of a past that the
+    run has gone back on; hidden folders are what a killed run left half-done."""
+    linked = {(checkpoints / link).resolve() for link in ("latest", "best")}
+    steps = {int(path.name[5:]): path for path in checkpoints.glob("step-*") if path.name[5:].isdecimal()}
+    kept = {steps[number] for number in sorted(number for number in steps if number <= step)[-keep:]}
+    for path in steps.values():
+        if path not in kept and path.resolve() not in linked:
+            remove_folder(path)
+    for path in checkpoints.glob(".*-step-*"):
+        if path.resolve() not in linked:
+            shutil.rmtree(path)
+
+
+def mark_best(folder: Path, step: int) -> None:
+    """Points `best` at checkpoints/step-N, if it is there: a run that was resumed by a path has it elsewhere."""
+    checkpoints = folder / "checkpoints"
+    if (checkpoints / f"step-{step}").is_dir():
+        _point(checkpoints / "best", checkpoints / f"step-{step}")
+
+
+def _point(link: Path, target: Path) -> None:
+    new = link.with_name(f".{link.name}")
+    new.unlink(missing_ok=True)
+    new.symlink_to(target.name)
+    os.replace(new, link)
+
+
+def find_checkpoint(output_dir: str | None, which: str) -> tuple[Path, Path]:
+    """(the run's folder, a checkpoint in it by name: "latest", "best", "step-20"; or any checkpoint by its path).
+
+    Raises ValueError when there is none, or when one of its files is missing or too short; it names the file, and the
+    checkpoints of the run that are whole.
+    """
+    if output_dir is None:
+        raise ValueError("--resume_from_checkpoint needs --output_dir: the folder of the run to go on with")
+    checkpoints = Path(output_dir) / "checkpoints"
+    whole = sorted(path.name for path in checkpoints.glob("[!.]*") if path.is_dir() and _damage(path) is None)
+    there = f"there: {', '.join(whole) or 'none'}"
+    for candidate in (checkpoints / which, Path(which)):
+        if any((candidate / name).is_file() for name in ("trainer_state.pt", "files.json")):
+            if not checkpoints.is_dir():
+                raise ValueError(f"output_dir {output_dir!r} holds no run to go on with")
+            if damage := _damage(candidate):
+                raise ValueError(f"checkpoint {which!r} is damaged: {damage}; whole ones {there}")
+            return Path(output_dir), candidate.resolve()
+    raise ValueError(f"no checkpoint {which!r} in {output_dir!r}; {there}")
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """The first of its files that is missing, or not as long as when it was written; None if there is no such file."""
+    checkpoint = checkpoint.resolve()
+    sizes = {"trainer_state.pt": None}
+    with contextlib.suppress(FileNotFoundError):  # then there is nothing to compare with
+        try:
+            sizes |= json.loads((checkpoint / "files.json").read_text(encoding="utf-8"))
+        except ValueError:
+            return f"{checkpoint / 'files.json'} is not what was written"
+    for name, size in sizes.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{file} is missing"
+        if size is not None and file.stat().st_size != size:
+            return f"{file} has {file.stat().st_size:,} bytes of {size:,}"
+    return None

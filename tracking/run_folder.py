@@ -1,0 +1,177 @@
+"""A run's folder: what a run writes down, and how it is found again.
+
+    output_dir/args.json              the full effective configuration, versions, git revision, device
+    output_dir/metrics.jsonl          one flat object per step, appended and flushed
+    output_dir/samples.jsonl          prompts, completions, rewards, advantages
+    output_dir/report.html            one page about the run (report.py)
+    output_dir/plots/                 redrawn as the run goes on
+    output_dir/checkpoints/step-N/    model and tokenizer as `from_pretrained` reads them, plus trainer_state.pt, and
+                                      files.json: how long each file is
+    output_dir/checkpoints/latest     and `best`: links to one of them
+
+Nothing half-written is ever found: checkpoints are written under a temporary name and renamed when complete. A run that
+goes on from an older checkpoint makes the later steps again: their log lines go at once, their checkpoints when the
+first new one is complete (except `best`, which stays until there is a better one). Of several processes, the main one
+writes.
+Left out on purpose: databases, dashboards, uploads. Everything is a file that other tools read.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from engine import distributed
+
+FILES = ("args.json", "metrics.jsonl", "samples.jsonl", "greedy.jsonl", "sampled.jsonl", "eval.json", "report.html")
+PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
+
+
+def create_folder(output_dir: str, overwrite: bool = False) -> Path:
+    """A writable folder for a new run. Raises ValueError when a run is in it already, or it cannot be written."""
+    folder = Path(output_dir)
+    try:
+        files = [folder / name for name in FILES]
+        if any(file.exists() for file in files):
+            if not overwrite:
+                raise ValueError(
+                    f"output_dir {output_dir!r} already holds a run: give another one, continue it with "
+                    "--resume_from_checkpoint latest, or replace it with --overwrite_output_dir"
+                )
+            for name in ("plots", "checkpoints"):
+                if (folder / name).exists():
+                    remove_folder(folder / name)
+            for file in files:
+                file.unlink(missing_ok=True)
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        probe = folder / "checkpoints" / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write to output_dir {output_dir!r}: {error.strerror}") from error
+    return folder
+
+
+def unused_folder(name: str) -> str:
+    """`name`, or `name-2`, `name-3`... : the first in which there is no run yet."""
+    candidates = (name if n == 1 else f"{name}-{n}" for n in range(1, sys.maxsize))
+    return next(c for c in candidates if not Path(c, "args.json").exists())
+
+
+def _git_revision() -> str | None:
+    """The commit this code is at; None outside a repository, or without git."""
+    command = ["git", "rev-parse", "--verify", "--quiet", "HEAD"]
+    try:
+        return subprocess.check_output(command, cwd=Path(__file__).parent, stderr=subprocess.DEVNULL, text=True).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def write_args(folder: Path, config: dict, device: torch.device) -> None:
+    """args.json: what is needed to make the run again."""
+    if not distributed.is_main_process():
+        return
+    record = {
+        "config": config,
+        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        "git_revision": _git_revision(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "processes": distributed.world_size(),
+    }
+    new = folder / "args.tmp"  # a resumed run writes it again: killed meanwhile, it must still find the old one
+    new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    os.replace(new, folder / "args.json")
+
+
+def check_same_config(folder: Path, config: dict, may_differ: tuple[str, ...]) -> None:
+    """Raises ValueError, naming the first of them, if the run in `folder` was made with other settings, or if its
+    args.json cannot be read."""
+    try:
+        before = json.loads((folder / "args.json").read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder / 'args.json'} cannot be read, so its settings are unknown: {error}") from error
+    for name, value in config.items():
+        if name not in may_differ and before.get(name) != value:
+            raise ValueError(
+                f"--{name} {value}: what is in {str(folder)!r} was made with {before.get(name)}; keep that, give "
+                "another --output_dir, or replace it with --overwrite_output_dir"
+            )
+
+
+class JsonLines:
+    """An append-only log, one JSON object a line, flushed so that another program can follow it."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def append(self, *rows: dict) -> None:
+        if not distributed.is_main_process():
+            return
+        with open(self.file, "a", encoding="utf-8") as out:
+            out.writelines(json.dumps({k: _finite(v) for k, v in row.items()}) + "\n" for row in rows)
+
+    def read(self) -> list[dict]:
+        """All complete rows; a line torn by a crash is left out."""
+        rows = []
+        for line in self.file.read_text(encoding="utf-8").splitlines() if self.file.exists() else []:
+            with contextlib.suppress(json.JSONDecodeError):
+                rows.append(json.loads(line))
+        return rows
+
+    def truncate_after(self, step: int) -> None:
+        """Forgets the rows after `step`: a resumed run writes them again."""
+        self.replace([row for row in self.read() if row["step"] <= step])
+
+    def replace(self, rows: list[dict]) -> None:
+        """The log then holds these rows and nothing else; it is never half-written."""
+        if not distributed.is_main_process():
+            return
+        replacement = JsonLines(self.file.with_suffix(".tmp"))
+        replacement.file.unlink(missing_ok=True)
+        replacement.append(*rows)
+        flush_to_disk(replacement.file)
+        os.replace(replacement.file, self.file)
+
+
+def _finite(value):
+    """None in place of what JSON has no word for."""
+    if isinstance(value, list):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def flush_to_disk(*paths: Path) -> None:
+    """Files and folders, so that a power cut after a renaming does not leave empty ones."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def remove_folder(folder: Path) -> None:
+    """Takes its name away first: what is half deleted must not pass for a checkpoint."""
+    doomed = folder.with_name(f".removing-{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    os.replace(folder, doomed)
+    shutil.rmtree(doomed)
+
+
+@contextlib.contextmanager
+def stopwatch(device: torch.device):
+    """Wall-clock seconds of the block, until the GPU has finished too; call what it yields to read them."""
+    started = time.perf_counter()
+    seconds = []
+    yield lambda: seconds[0]
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds.append(time.perf_counter() - started)
