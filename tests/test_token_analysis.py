@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 import llms
 import rldatasets
 import token_analysis as ta
-from analysis import page
+from analysis import pictures
 from rollout import generate
 from soft_thinking import SoftThinking
 
@@ -231,7 +231,7 @@ def test_rank_grid():
 @pytest.fixture
 def without_pictures(monkeypatch):
     """They take most of a run's time; tests/test_trace_page.py looks at them."""
-    monkeypatch.setattr(page, "draw_pictures", lambda trace, folder: [])
+    monkeypatch.setattr(pictures, "draw_pictures", lambda trace, folder: [])
 
 
 @pytest.fixture(scope="module")
@@ -449,7 +449,7 @@ def soft_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("soft")
     soft = ["--soft_thinking", "--soft_thinking_k", "3", "--soft_thinking_start", "immediately"]
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(page, "draw_pictures", lambda trace, folder: [])
+        monkeypatch.setattr(pictures, "draw_pictures", lambda trace, folder: [])
         options = ["--temperature", "0.8", "--num_resamples", "0", "--skip_individual_pdfs"]
         ta.main(["--output_dir", str(folder), *options, *soft])
     return folder
