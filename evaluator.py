@@ -11,8 +11,8 @@ How to use it:
     reward = total(scores, weights)                                 # 1.0
     result = evaluate(model, tokenizer, load_problems("gsm8k", "test", limit=200))
 
-From top to bottom: grading, rewards, behaviour metrics, statistics, and `evaluate`, the only part that runs a
-model. All the rest is plain functions of text and numbers, linear in the length of the text.
+From top to bottom: grading, rewards, behaviour metrics, `grade` for a whole rollout, and `evaluate`, the only part that
+runs a model. All the rest is plain functions of text and numbers, linear in the length of the text.
 """
 
 import math
@@ -24,9 +24,8 @@ from statistics import fmean
 
 from tqdm import tqdm
 
-from engine import distributed
-from rldatasets import build_prompt, prefilled
-from rollout import generate
+from rldatasets import DEFAULT_FORMAT, PromptFormat
+from tracking.statistics import pass_at_k, wilson_interval
 
 # ---- Grading: the blocks of a completion -----------------------------------------------------------------------------
 
@@ -305,37 +304,6 @@ def behaviour_metrics(
     return metrics
 
 
-# ---- Statistics ------------------------------------------------------------------------------------------------------
-
-
-def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Confidence interval (low, high) of a rate; z = 1.96 gives 95 %. (Wilson 1927.)
-
-    Unlike p +- z * sqrt(p(1-p)/n) it holds for small n and for rates near 0 and 1. With n = 0 nothing is known:
-    (0, 1). `successes` may be a fraction: a mean of several samples per problem, times the number of problems.
-    Raises ValueError unless 0 <= successes <= n.
-    """
-    if not 0 <= successes <= n:
-        raise ValueError(f"successes must lie between 0 and n, got {successes} of {n}")
-    if n == 0:
-        return 0.0, 1.0
-    p = successes / n
-    centre = p + z**2 / (2 * n)
-    half_width = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    scale = 1 + z**2 / n
-    # With no success the low end is exactly 0, with no failure the high end exactly 1: floats only come near.
-    low = (centre - half_width) / scale if successes > 0 else 0.0
-    high = (centre + half_width) / scale if successes < n else 1.0
-    return low, high
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased chance that k of n samples, c of them correct, include a correct one (Chen et al. 2021, eq. 1)."""
-    if not (1 <= k <= n and 0 <= c <= n):
-        raise ValueError(f"pass@k needs 1 <= k <= n and 0 <= c <= n, got n={n}, c={c}, k={k}")
-    return 1 - math.comb(n - c, k) / math.comb(n, k)
-
-
 def majority_at_k(answers: list[str | None], gold: str) -> float:
     """1.0 if the most frequent number among `answers` is the gold one, else 0.0 (Wang et al. 2022).
 
@@ -385,6 +353,51 @@ def _summarise(records, samples, tags):
     return summary
 
 
+def grade(rollout, problems, weights: dict[str, float], prompt_format: PromptFormat = DEFAULT_FORMAT) -> list[dict]:
+    """Grades a rollout.Rollout: one record per row.
+
+    problems: of the rollout's prompts; a group of rows shares its problem. weights: of the rewards, as parse_rewards
+    gives them; {} for none. The keys of a record:
+
+      question, gold       the problem
+      completion, finish, length    text (a prefilled tag before it), "stop" or "length", tokens
+      soft_steps           steps that were mixtures
+      mean_entropy         of the sampling distributions, nats per token
+      top_weight           weight of the readable token, mean over the row's steps
+      correct, format      whether the answer is right, whether the form is the one asked for
+      reward/NAME, reward  each reward that `weights` names, and their weighted sum, the number that training maximises
+    """
+    group_size = len(rollout.texts) // len(problems)
+    lengths = rollout.lengths  # (B,)
+    soft_steps = (rollout.is_soft & rollout.completion_mask).sum(dim=1)  # (B,)
+    mean_entropy = (rollout.entropy * rollout.completion_mask).sum(dim=1) / lengths  # (B,)
+    top_weight = (rollout.top_weight * rollout.completion_mask).sum(dim=1) / lengths  # (B,)
+    records = []
+    for row, text in enumerate(rollout.texts):
+        problem, text = problems[row // group_size], prompt_format.full_text(text)
+        scores = score(text, problem.answer, {"accuracy": 0, "format": 0} | weights, prompt_format.tags)
+        record = {
+            "question": problem.question,
+            "gold": problem.answer,
+            "completion": text,
+            "finish": rollout.finish[row],
+            "length": int(lengths[row]),
+            "soft_steps": int(soft_steps[row]),
+            "mean_entropy": mean_entropy[row].item(),
+            "top_weight": top_weight[row].item(),
+            "correct": scores["accuracy"] == 1,
+            "format": scores["format"] == 1,
+        }
+        if weights:
+            record |= {f"reward/{name}": scores[name] for name in weights} | {"reward": total(scores, weights)}
+        records.append(record)
+    return records
+
+
+def without(record: dict, *names: str) -> dict:
+    return {name: value for name, value in record.items() if name not in names}
+
+
 def evaluate(
     model,
     tokenizer,
@@ -393,9 +406,7 @@ def evaluate(
     samples: int = 1,
     temperature: float = 0.0,
     max_new_tokens: int = 256,
-    tags: str = "reasoning",
-    prompt_style: str = "auto",
-    prefill: bool = False,
+    prompt_format: PromptFormat = DEFAULT_FORMAT,
     stop_tag: str | None = None,
     rows_per_batch: int = 256,
     soft=None,
@@ -405,11 +416,10 @@ def evaluate(
 ) -> dict:
     """Sample `samples` completions for each problem (greedy by default), grade them, and summarise.
 
-    problems: list of rldatasets.Problem. soft: a SoftThinking, or None for ordinary tokens. prompt_style, prefill: as
-    in build_prompt; a prefilled tag is put before each completion and graded as part of it. rows_per_batch bounds the
-    rows decoded together (at least one problem's) and so the memory. Sampling depends on `seed`, and on how
-    rows_per_batch cuts the batches, never on global random state. log: a runs.JsonLines to which each batch's records
-    are appended; whole batches that it holds already are not made again.
+    problems: list of rldatasets.Problem. soft: a SoftThinking, or None for ordinary tokens. rows_per_batch bounds the
+    rows decoded together (at least one problem's), and so the memory. Sampling depends on `seed` and on how
+    rows_per_batch cuts the batches, never on global random state. log: a run_folder.JsonLines to which each batch's
+    records are appended; whole batches that it holds already are not sampled again.
 
     Returns fractions from 0 to 1 and lengths in tokens:
       accuracy, accuracy_flexible, format_rate   means over all rows; flexible = last number anywhere
@@ -425,6 +435,9 @@ def evaluate(
 
     Raises ValueError if there are no problems, or if several samples would be greedy copies of each other.
     """
+    from engine import distributed  # here, because these import torch, which grading and a command line do without
+    from rollout import generate
+
     problems = list(problems)
     if not problems:
         raise ValueError("evaluate: no problems given")
@@ -443,54 +456,24 @@ def evaluate(
     for number in tqdm(
         range(done, len(batches)), desc="evaluate", disable=not (progress and distributed.is_main_process())
     ):
-        places = distributed.shard_range(len(batches[number]))
-        batch, own = [batches[number][i] for i in places], []
+        indices, own = distributed.shard_range(len(batches[number])), []
+        batch = [batches[number][i] for i in indices]
         if batch:
             rollout = generate(
                 model,
                 tokenizer,
-                [
-                    build_prompt(tokenizer, problem.question, tags=tags, style=prompt_style, prefill=prefill)
-                    for problem in batch
-                ],
+                [prompt_format.prompt(tokenizer, problem.question) for problem in batch],
                 group_size=samples,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 stop_tag=stop_tag,
                 soft=soft,
-                seed=seed + number,  # one seed for all would give every batch the same random draws
-                places=places,
+                seed=seed + number,  # one seed for all batches would give each of them the same random draws
+                prompt_indices=indices,
             )
-            own = _graded(
-                rollout, [problem for problem in batch for _ in range(samples)], prefilled(tags) * prefill, tags
-            )
-        made = distributed.all_gather(own)
-        records += made
+            own = [without(record, "mean_entropy") for record in grade(rollout, batch, {}, prompt_format)]
+        gathered = distributed.all_gather(own)
+        records += gathered
         if log:
-            log.append(*made)
-    return {**_summarise(records, samples, tags), "records": records}
-
-
-def _graded(rollout, problems, prefix: str, tags: str) -> list[dict]:
-    """A record for each row of the rollout. problems: of each row. prefix: what was written for the model."""
-    lengths = rollout.lengths.tolist()  # (B,)
-    soft_steps = rollout.is_soft.sum(-1).tolist()  # (B,)
-    weight_sums = (rollout.top_weight * rollout.completion_mask).sum(-1)  # (B,)
-    top_weight = (weight_sums / rollout.lengths.clamp(min=1)).tolist()  # (B,) means over a row's steps
-    records = []
-    for row, (problem, text) in enumerate(zip(problems, rollout.texts, strict=True)):
-        text = prefix + text
-        records.append(
-            {
-                "question": problem.question,
-                "gold": problem.answer,
-                "completion": text,
-                "finish": rollout.finish[row],
-                "length": lengths[row],
-                "soft_steps": soft_steps[row],
-                "top_weight": top_weight[row],
-                "correct": accuracy_reward(text, problem.answer, tags) == 1.0,
-                "format": format_reward(text, tags) == 1.0,
-            }
-        )
-    return records
+            log.append(*gathered)
+    return {**_summarise(records, samples, prompt_format.tags), "records": records}

@@ -17,15 +17,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging
 
 from engine import distributed
-from engine.attention import Packed, read
+from engine.attention import Packed, forward_hidden
+from engine.head import draw_logprobs
 
 logging.disable_progress_bar()  # of loading weights: a line per model says nothing here
 
 EMBEDDED = ("tiny", "tiny_student")  # base models that come with the repo (pretrain_tiny.py made them)
-
-# Logits of one head call are held in fp32, at most this many numbers of them (256 MiB): 441 positions of Qwen2.5's
-# vocabulary. All positions at once would be 35 GB for a step of 256 rows of 225 tokens.
-MAX_LOGITS = 2**26
 
 
 def load(
@@ -78,6 +75,11 @@ def load_config(model_name: str, trust_remote_code: bool = False):
     return _from_pretrained(AutoConfig, model_name, trust_remote_code=trust_remote_code)
 
 
+def load_tokenizer(model_name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The model's tokenizer alone. Raises ValueError as `load` does."""
+    return _from_pretrained(AutoTokenizer, model_name, trust_remote_code=trust_remote_code)
+
+
 def _from_pretrained(auto_class, model_name, **options):
     local = Path(model_name)
     if model_name in EMBEDDED and not local.is_dir():
@@ -114,6 +116,11 @@ def max_positions(config) -> int:
     windowed = "sliding_attention" in (getattr(config, "layer_types", None) or [])
     window = config.sliding_window if windowed else None
     return min(config.max_position_embeddings, window or config.max_position_embeddings)
+
+
+def sampling_dtype() -> torch.dtype:
+    """The precision of a model that only samples: bf16 on a GPU, else fp32."""
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -209,8 +216,8 @@ def completion_hidden(model: PreTrainedModel, rollout, rows: torch.Tensor):
     prompts = F.pad(packed.prompt_tokens[:, None], (0, draws.shape[1] - 1))  # (prompt tokens, K)
     ones = F.pad(torch.ones_like(prompts[:, :1], dtype=weights.dtype), (0, draws.shape[1] - 1))
     inputs = embed_mixture(model, torch.cat([prompts, draws]), torch.cat([ones, weights]))
-    hidden = read(model, inputs[None], packed.positions, packed)[0]  # (tokens, H)
-    return hidden[packed.predicts], row, position
+    hidden = forward_hidden(model, inputs[None], packed.positions, packed)[0]  # (tokens, H)
+    return hidden[packed.logit_indices], row, position
 
 
 def micro_batches(rollout, rows, token_budget: int) -> list[list[int]]:
@@ -228,66 +235,3 @@ def micro_batches(rollout, rows, token_budget: int) -> list[list[int]]:
         batches[-1].append(row)
         tokens, last = tokens + added, prompt
     return batches
-
-
-def draw_logprobs(
-    model: PreTrainedModel, hidden: torch.Tensor, draws: torch.Tensor, temperature: float
-) -> torch.Tensor:
-    """log softmax(head(hidden) / temperature) at `draws`. hidden: (N, H), draws: (N, K) -> (N, K) float32."""
-    return DrawLogprobs.apply(hidden, model.get_output_embeddings().weight, draws, temperature)
-
-
-class DrawLogprobs(torch.autograd.Function):
-    """In chunks of at most MAX_LOGITS logits. One chunk is kept for the backward pass; if there are more, they are
-    computed once more there, so that the logits of no more than one ever exist. By hand, because autograd would go
-    over each of them about ten times: with p = softmax,
-
-        d log p[draw] / d logit[v] = ([v is the draw] - p[v]) / temperature
-
-    is made in the place of the logits. hidden: (N, H), weight: (V, H), draws: (N, K).
-    """
-
-    @staticmethod
-    def forward(context, hidden, weight, draws, temperature):
-        device, size = hidden.device.type, max(1, MAX_LOGITS // len(weight))
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        context.settings = dtype, temperature
-        context.chunks = [slice(start, start + size) for start in range(0, len(hidden), size)]
-        context.save_for_backward(hidden, weight, draws)
-        low_weight, logprobs = weight.to(dtype), []
-        for rows in context.chunks:
-            exps = None  # the chunk before goes first
-            at_draws, exps, total = _exponentials(hidden[rows].to(dtype), low_weight, draws[rows], temperature)
-            logprobs.append(at_draws - total.log())
-        context.kept = (exps, total) if len(context.chunks) == 1 else None
-        return torch.cat(logprobs)
-
-    @staticmethod
-    def backward(context, gradient):
-        hidden, weight, draws = context.saved_tensors
-        dtype, temperature = context.settings
-        kept, context.kept = context.kept, None  # else it stays until the whole graph goes
-        low_weight, grad_hidden, grad_weight = weight.to(dtype), torch.empty_like(hidden), None
-        for rows in context.chunks:
-            exps = grad_logits = None  # the chunk before goes first
-            low_hidden, g = hidden[rows].to(dtype), gradient[rows] / temperature  # (n, H), (n, K)
-            exps, total = kept or _exponentials(low_hidden, low_weight, draws[rows], temperature)[1:]
-            grad_logits = exps.mul_(-g.sum(dim=-1, keepdim=True) / total).scatter_add_(1, draws[rows], g)  # (n, V)
-            grad_logits = grad_logits.to(dtype)
-            grad_hidden[rows] = (grad_logits @ low_weight).to(hidden.dtype)
-            product = grad_logits.T @ low_hidden  # (V, H)
-            grad_weight = product.to(weight.dtype) if grad_weight is None else grad_weight.add_(product)
-        return grad_hidden, grad_weight, None, None
-
-
-def _exponentials(hidden, weight, draws, temperature):
-    """Logits at the temperature, each less the largest of its row: those of the draws (n, K), the exponentials of all
-    (n, V), and their sum (n, 1), in float32. hidden: (n, H), weight: (V, H), draws: (n, K)."""
-    with torch.autocast(hidden.device.type, enabled=False):
-        logits = (hidden @ weight.T).float()  # fp32 before any softmax
-    if temperature != 1:  # a pass over all of them
-        logits.div_(temperature)
-    logits.sub_(logits.amax(dim=-1, keepdim=True))
-    at_draws = logits.gather(-1, draws)
-    exps = logits.exp_()
-    return at_draws, exps, exps.sum(dim=-1, keepdim=True)

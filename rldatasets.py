@@ -236,18 +236,38 @@ def build_prompt(
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + begun
 
 
+@dataclass(frozen=True)
+class PromptFormat:
+    """How problems are asked: the options of build_prompt, together."""
+
+    tags: str = "reasoning"
+    style: str = "auto"
+    prefill: bool = False
+
+    def prompt(self, tokenizer, question: str) -> str:
+        return build_prompt(tokenizer, question, tags=self.tags, style=self.style, prefill=self.prefill)
+
+    def full_text(self, completion: str) -> str:
+        """The completion with the opening tag that `prefill` has written for the model: what is graded."""
+        return (prefilled(self.tags) if self.prefill else "") + completion
+
+
+DEFAULT_FORMAT = PromptFormat()
+
+
 def prefilled(tags: str) -> str:
     """The opening tag that `prefill` writes for the model. With its line break, because `>` and a line break are one
     token of most vocabularies: after a bare `>` the model would be in a place it has hardly seen."""
     return f"<{tags}>\n"
 
 
-def drop_long_prompts(problems: list[Problem], tokenizer, max_prompt_length: int, **prompt_options) -> list[Problem]:
-    """Without the problems whose prompt has more than max_prompt_length tokens: a cut prompt would have lost its start.
-
-    The number dropped is printed. prompt_options: as in build_prompt. Raises ValueError when none is left.
+def drop_long_prompts(
+    problems: list[Problem], tokenizer, max_prompt_length: int, prompt_format: PromptFormat = DEFAULT_FORMAT
+) -> list[Problem]:
+    """The problems whose prompt has at most max_prompt_length tokens. Long prompts are dropped, never cut: a cut prompt
+    would have lost its start. The number dropped is printed. Raises ValueError when none is left.
     """
-    prompts = [build_prompt(tokenizer, problem.question, **prompt_options) for problem in problems]
+    prompts = [prompt_format.prompt(tokenizer, problem.question) for problem in problems]
     lengths = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]]
     kept = [problem for problem, length in zip(problems, lengths, strict=True) if length <= max_prompt_length]
     if not kept:
@@ -260,10 +280,10 @@ def drop_long_prompts(problems: list[Problem], tokenizer, max_prompt_length: int
 
 
 def problems_of_step(problems: list[Problem], step: int, count: int, seed: int) -> list[Problem]:
-    """The `count` problems of a step (from 1), shuffled anew every epoch: a function of its arguments alone, so that a
-    resumed run goes on where it was."""
-    places = (divmod(i, len(problems)) for i in range((step - 1) * count, step * count))
-    return [problems[_epoch_order(len(problems), seed, epoch)[place]] for epoch, place in places]
+    """The `count` problems of a step (from 1), shuffled anew every epoch. A function of its arguments alone, so that a
+    resumed run continues with the next problems."""
+    positions = (divmod(i, len(problems)) for i in range((step - 1) * count, step * count))
+    return [problems[_epoch_order(len(problems), seed, epoch)[i]] for epoch, i in positions]
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,16 +1,16 @@
 """Sampling: the one decode loop. `generate` turns prompts into a Rollout, everything that training needs to know.
 
 The idea, on one page:
-  1. Prefill. Each prompt is read once, right-padded; its keys and values are then copied to the group_size rows that
+  1. Prefill. Each prompt is read once, right-padded. Its keys and values are copied to the group_size rows that
      continue it.
-  2. Decode. At every step each live row draws a token from its distribution, at the sampling temperature and over
-     the whole vocabulary (no top-k, no top-p, no penalty, whatever the checkpoint's generation config says: the
-     log-probs would otherwise belong to another distribution than the one that was sampled).
-  3. Finished rows leave. The last live rows move into their places, so that the batch stays dense and shrinks.
-  4. What was drawn, with its log-prob and entropy, is written at (row, step) of the result.
+  2. Decode. At every step each live row draws a token from its distribution, at the sampling temperature and over the
+     whole vocabulary. There is no top-k, no top-p and no penalty, whatever the checkpoint's generation config says: the
+     log-probs would otherwise belong to another distribution than the one that was sampled.
+  3. Finished rows leave the batch. The last live rows move into their slots, so the batch stays dense and shrinks.
+  4. Each draw is written at (row, step) of the result, with its log-prob and the entropy of its distribution.
 
-Keys and values are kept in preallocated blocks (kv_cache.py). On a CPU the step runs as it is written; on a GPU it is
-recorded once as CUDA graphs and replayed (GraphDecoder).
+Keys and values are kept in preallocated blocks (engine/kv_cache.py). On a CPU a step runs as it is written; on a GPU it
+is recorded once as CUDA graphs and replayed (engine/cuda_graphs.py).
 
 Left out on purpose: beam search, top-k and top-p, paged caches, speculative decoding.
 
@@ -27,8 +27,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import llms
-from engine.attention import has_flash, read
+from engine.attention import forward_hidden, has_flash
+from engine.cuda_graphs import StepGraphs
 from engine.kv_cache import DenseKVCache, FlatKVCache
+from engine.sampling_params import SamplingParams
 from soft_thinking import SoftThinking, SoftThinkingController, TagMatcher, heaviest_draw, mixture_weights
 
 
@@ -73,7 +75,7 @@ def generate(
     stop_tag: str | None = None,
     soft: SoftThinking | None = None,
     seed: int | None = None,
-    places: list[int] | None = None,
+    prompt_indices: list[int] | None = None,
 ) -> Rollout:
     """Continues each prompt `group_size` times: rows 0..G-1 belong to prompt 0, and so on.
 
@@ -82,7 +84,8 @@ def generate(
     stop_tag: text such as "</answer>" that ends a row too, however it is tokenised; the row keeps it.
     soft: settings of soft thinking; None is normal sampling, one draw a position.
     seed: the same seed gives the same rows, and row i does not depend on the rows after it.
-    places: of the prompts, in a larger batch of which these are a part: the rows then are those of that batch.
+    prompt_indices: where each prompt stands in a larger batch of which these are a part (several processes, each with
+        its share). The rows are then the ones that the larger batch would have had.
     Raises ValueError for an empty prompt, a negative temperature, or more tokens than the model has positions.
     """
     prompt_ids = [torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
@@ -92,40 +95,41 @@ def generate(
     soft.check_budget(max_new_tokens)
     stop_ids = llms.stop_ids(model, tokenizer) if stop_ids is None else stop_ids
     num_rows, num_tokens = len(prompts) * group_size, max(map(len, prompt_ids)) + max_new_tokens
-    settings = (soft, temperature, tuple(stop_ids), stop_tag, max_new_tokens)
+    params = SamplingParams(soft, temperature, tuple(stop_ids), stop_tag, max_new_tokens)
     with _evaluating(model):
-        decoder = decoder_for(model, tokenizer, settings, num_rows, num_tokens)
-        rows = decoder.start(prompts, prompt_ids, group_size, seed, places)
+        decoder = decoder_for(model, tokenizer, params, num_rows, num_tokens)
+        rows = decoder.prefill(prompts, prompt_ids, group_size, seed, prompt_indices)
         for t in range(1, max_new_tokens):
-            if t % decoder.look_every == 0:
+            if t % decoder.finished_check_interval == 0:
                 rows = decoder.drop_finished(rows)
                 if len(rows) == 0:
                     break
-            decoder.step(rows, t)
-    return _to_rollout(tokenizer, prompt_ids, group_size, decoder.record, stop_ids)
+            decoder.decode_step(rows, t)
+    return _to_rollout(tokenizer, prompt_ids, group_size, decoder.buffers, stop_ids)
 
 
 class Decoder:
-    """Rows that are being written: all that is known of them, and the step that takes them one token further.
+    """The state of the rows that are being generated, and the step that extends each of them by one token.
 
-    What a step draws is written into `record`, at (row, t), and the next step reads it there.
+    A step writes what it draws into `buffers`, at (row, t), and the next step reads it there.
     """
 
-    look_every = 1  # steps between two looks at which rows have finished
+    finished_check_interval = 1  # steps between two checks for finished rows
 
-    def __init__(self, model, tokenizer, settings, max_rows: int, max_tokens: int):
-        self.model, self.tokenizer = model, tokenizer
-        self.soft, self.temperature, stop_ids, stop_tag, T = settings
+    def __init__(self, model, tokenizer, params: SamplingParams, max_rows: int, max_tokens: int):
+        """max_tokens: of prompt and completion together, per row."""
+        self._model = weakref.ref(model)  # decoder_for keeps decoders, which must not keep models alive
+        self.soft, self.temperature, stop_ids, stop_tag, T = params
         B, K, V, device = max_rows, self.soft.k, model.config.vocab_size, model.device
         self.max_rows, self.max_tokens = max_rows, max_tokens
         self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=device)
         self.uniform = torch.zeros(B, T, K, device=device)
         self.prompt_length = torch.ones(B, dtype=torch.long, device=device)
-        self.director = SoftThinkingController(self.soft, tokenizer, V, self.stop_ids, B, T)
+        self.soft_controller = SoftThinkingController(self.soft, tokenizer, V, self.stop_ids, B, T)
         self.matcher = TagMatcher(tokenizer, V, stop_tag, device) if stop_tag else None
         self.tag_state = torch.zeros(B, dtype=torch.long, device=device)
         self.finished = torch.zeros(B, dtype=torch.bool, device=device)
-        self.record = {  # what becomes the Rollout
+        self.buffers = {  # the columns of the Rollout
             "draws": torch.zeros(B, T, K, dtype=torch.long, device=device),
             "weights": torch.zeros(B, T, K, device=device),
             "draw_mask": torch.zeros(B, T, K, dtype=torch.bool, device=device),
@@ -136,66 +140,73 @@ class Decoder:
             "ended": torch.zeros(B, T, dtype=torch.bool, device=device),
         }
 
-    def start(self, prompts, prompt_ids, group_size: int, seed: int | None, places=None) -> torch.Tensor:
+    @property
+    def model(self) -> PreTrainedModel:
+        return self._model()
+
+    def prefill(self, prompts, prompt_ids, group_size: int, seed: int | None, prompt_indices=None) -> torch.Tensor:
         """Reads the prompts and draws every row's first token. Returns the rows, (B,) ids."""
         device, B = self.model.device, len(prompts) * group_size
-        for state in (self.tag_state, self.finished, *self.record.values()):
+        for state in (self.tag_state, self.finished, *self.buffers.values()):
             state.zero_()
-        self.director.begin([prompt for prompt in prompts for _ in range(group_size)])
+        self.soft_controller.reset([prompt for prompt in prompts for _ in range(group_size)])
         lengths = torch.tensor([len(ids) for ids in prompt_ids], device=device)  # (P,)
         self.prompt_length[:B] = lengths.repeat_interleave(group_size)
-        # All randomness is drawn now, on the CPU: it is the same on every device, and whoever leaves the batch early
-        # takes no numbers from the others.
+        # All random numbers are drawn now, on the CPU: they are the same on every device, and a row's numbers do not
+        # depend on when other rows finish.
         generator = torch.Generator().manual_seed(torch.seed() if seed is None else seed)
-        places = torch.arange(len(prompts)) if places is None else torch.tensor(places)
-        of_all = torch.rand(int(places.max()) + 1, group_size, *self.uniform.shape[1:], generator=generator)
-        self.uniform[:B] = of_all[places].flatten(0, 1).to(device)
+        prompt_indices = torch.arange(len(prompts)) if prompt_indices is None else torch.tensor(prompt_indices)
+        of_all = torch.rand(int(prompt_indices.max()) + 1, group_size, *self.uniform.shape[1:], generator=generator)
+        self.uniform[:B] = of_all[prompt_indices].flatten(0, 1).to(device)
 
         padded = torch.nn.utils.rnn.pad_sequence(prompt_ids, batch_first=True).to(device)  # (P, longest)
         self.cache = self.new_cache(lengths, group_size)
         inputs = llms.embed_mixture(self.model, padded[..., None], torch.ones_like(padded[..., None]))
         positions = torch.arange(padded.shape[1], device=device)[None]
-        hidden = read(self.model, inputs, positions, self.cache)  # (P, longest, H)
+        hidden = forward_hidden(self.model, inputs, positions, self.cache)  # (P, longest, H)
         last = hidden[torch.arange(len(lengths), device=device), lengths - 1]  # (P, H)
         rows = torch.arange(B, device=device)
-        self.choose(rows, last.repeat_interleave(group_size, dim=0), 0)
+        self.sample_tokens(rows, last.repeat_interleave(group_size, dim=0), 0)
         return rows
 
     def new_cache(self, prompt_lengths, group_size):
         return DenseKVCache(prompt_lengths, group_size, self.uniform.shape[1])
 
-    def step(self, rows: torch.Tensor, t: int | torch.Tensor) -> None:
+    def decode_step(self, rows: torch.Tensor, t: int | torch.Tensor) -> None:
         """Feeds what the rows (n,) drew at t - 1 and draws their tokens at t."""
         position = self.prompt_length[rows] + (t - 1)  # (n,)
-        self.cache.next_token(rows, position)
-        draws, weights = self.record["draws"][rows, t - 1], self.record["weights"][rows, t - 1]  # (n, K)
+        self.cache.prepare_decode(rows, position)
+        draws, weights = self.buffers["draws"][rows, t - 1], self.buffers["weights"][rows, t - 1]  # (n, K)
         inputs = llms.embed_mixture(self.model, draws, weights)[:, None]  # (n, 1, H)
-        hidden = read(self.model, inputs, position[:, None], self.cache)
-        self.choose(rows, hidden[:, 0], t)
+        hidden = forward_hidden(self.model, inputs, position[:, None], self.cache)
+        self.sample_tokens(rows, hidden[:, 0], t)
 
-    def choose(self, rows: torch.Tensor, hidden: torch.Tensor, t: int | torch.Tensor) -> None:
-        """From the hidden states (n, H) to tokens: draws them and writes down all there is to know about it."""
+    def sample_tokens(self, rows: torch.Tensor, hidden: torch.Tensor, t: int | torch.Tensor) -> None:
+        """From the hidden states (n, H) to tokens: draws them and writes all columns of the buffers at t."""
         logits = self.model.get_output_embeddings()(hidden).float()  # (n, V), fp32 before any softmax
         if self.temperature not in (0, 1):
             logits.div_(self.temperature)
         logprobs = torch.log_softmax(logits, dim=-1)
-        probs = torch.exp(logprobs, out=logits)  # in the logits' place: with a large vocabulary, memory is what is slow
+        probs = torch.exp(logprobs, out=logits)  # in place: with a large vocabulary, memory traffic is the cost
         entropy = -torch.linalg.vecdot(probs, logprobs)  # (n,)
-        is_soft, forced = self.director.decide(rows, probs, entropy, t)
+        is_soft, forced = self.soft_controller.decide(rows, probs, entropy, t)
         draws = draw(probs, self.uniform[rows, t], self.temperature == 0, self.soft.sampling == "topk")  # (n, K)
-        step = resolve(draws, logprobs, is_soft, forced, self.soft) | {"is_soft": is_soft, "entropy": entropy}
-        self.director.observe(rows, step["trace_ids"])
+        step = apply_forced_tokens(draws, logprobs, is_soft, forced, self.soft) | {
+            "is_soft": is_soft,
+            "entropy": entropy,
+        }
+        self.soft_controller.observe(rows, step["trace_ids"])
         step["ended"] = (step["trace_ids"][:, None] == self.stop_ids).any(dim=-1)  # (n,)
         if self.matcher:
             self.tag_state[rows] = self.matcher.step(step["trace_ids"], self.tag_state[rows])
             step["ended"] |= self.tag_state[rows] == self.matcher.found
         self.finished[rows] |= step["ended"]
-        for name, column in self.record.items():
+        for name, column in self.buffers.items():
             column[rows, t] = step[name]
 
     def drop_finished(self, rows: torch.Tensor) -> torch.Tensor:
         live = ~self.finished[rows]
-        return rows if live.all() else self.cache.keep(rows, live)
+        return rows if live.all() else self.cache.compact(rows, live)
 
 
 def draw(probs: torch.Tensor, uniform: torch.Tensor, greedy: bool = False, topk: bool = False) -> torch.Tensor:
@@ -214,11 +225,11 @@ def draw(probs: torch.Tensor, uniform: torch.Tensor, greedy: bool = False, topk:
     return torch.searchsorted(cumulative, threshold, right=True).clamp(max=probs.shape[-1] - 1)
 
 
-def resolve(draws, logprobs, is_soft, forced, soft: SoftThinking) -> dict[str, torch.Tensor]:
-    """What becomes of the draws: soft rows keep them all, hard rows the first, forced rows are given a token.
+def apply_forced_tokens(draws, logprobs, is_soft, forced, soft: SoftThinking) -> dict[str, torch.Tensor]:
+    """The draws as they are fed: soft rows keep all of them, hard rows the first, forced rows get the forced token.
 
     draws: (n, K); logprobs: (n, V); is_soft, forced: (n,), -1 where free -> draws, weights, draw_mask, logprobs (n, K)
-    and trace_ids (n,), the readable token. A forced token is fed and scored, but is nobody's action.
+    and trace_ids (n,), the readable token. A forced token is fed and scored, but it is not an action.
     """
     first = torch.where(forced >= 0, forced, draws[:, 0])
     fed = torch.ones_like(draws, dtype=torch.bool)
@@ -264,77 +275,38 @@ def _evaluating(model: PreTrainedModel):
 
 
 class GraphDecoder(Decoder):
-    """The same step, recorded once as CUDA graphs and replayed.
+    """The same step, recorded once as CUDA graphs and replayed (engine/cuda_graphs.py)."""
 
-    Launched from Python, a step of a 28-layer model is about a thousand small kernels, and the GPU waits for every
-    launch. A graph launches them all at once; but it replays the very same kernels on the very same addresses. So
-    everything that changes from step to step lives in tensors (t too), everything that changes from call to call is
-    copied into them, and there is one graph for each of a few batch sizes. A batch that has shrunk in between is
-    filled up with finished rows: they go on writing past their end, where nobody looks.
+    finished_check_interval = 16  # a check has to wait for the GPU
 
-    New weights need no new graph, as long as they are copied in place (llms.sync_actor).
-    """
-
-    look_every = 16  # a look has to wait for the GPU
-
-    def __init__(self, model, tokenizer, settings, max_rows, max_tokens):
-        super().__init__(model, tokenizer, settings, max_rows, max_tokens)
+    def __init__(self, model, tokenizer, params: SamplingParams, max_rows: int, max_tokens: int):
+        super().__init__(model, tokenizer, params, max_rows, max_tokens)
         device, dtype = model.device, next(model.parameters()).dtype
         self.cache = FlatKVCache(model.config, max_rows, max_tokens, device, dtype)
-        self.t = torch.ones((), dtype=torch.long, device=device)
-        self.rows, self.graphs = {}, {}
-        sizes = [max_rows] + [2**i for i in range(3, 20) if 2**i < max_rows]
-        for size in sorted(sizes, reverse=True):  # the largest first: the others fit into the memory it took
-            self.rows[size] = torch.arange(size, device=device)
-            self.graphs[size] = self.record_step(size)
-
-    def record_step(self, size: int):
-        def step():
-            Decoder.step(self, self.rows[size], self.t)
-            self.t += 1
-
-        self.t.fill_(1)
-        side = torch.cuda.Stream()  # as torch asks for: what a first call allocates or picks must not be recorded
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(2):
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        pool = next(iter(self.graphs.values())).pool() if self.graphs else None
-        with torch.cuda.graph(graph, pool=pool):
-            step()
-        return graph
+        if params.max_new_tokens > 1:  # else the prefill draws the only token
+            self.graphs = StepGraphs(super().decode_step, max_rows, device)
 
     def new_cache(self, prompt_lengths, group_size):
-        self.cache.begin(prompt_lengths, group_size)
-        self.t.fill_(1)
+        self.cache.prepare_prefill(prompt_lengths, group_size)
         return self.cache
 
-    def step(self, rows, t):
-        size = min(size for size in self.graphs if size >= len(rows))
-        if t == 1 or t % self.look_every == 0:  # else the rows are still those of the last step
-            others = torch.ones(self.max_rows, dtype=torch.bool, device=rows.device).index_fill_(0, rows, False)
-            fillers = others.nonzero().squeeze(-1)[: size - len(rows)]
-            self.rows[size].copy_(torch.cat([rows, fillers]))
-        self.graphs[size].replay()
+    def decode_step(self, rows, t):
+        self.graphs.replay(rows, t, rows_changed=t == 1 or t % self.finished_check_interval == 0)
 
 
 _graph_decoders: "weakref.WeakKeyDictionary[PreTrainedModel, GraphDecoder]" = weakref.WeakKeyDictionary()
 
 
-def decoder_for(model, tokenizer, settings, num_rows: int, num_tokens: int) -> Decoder:
-    """A new Decoder; on CUDA in 16 bits, the model's newest GraphDecoder again if its settings and sizes will do."""
+def decoder_for(model, tokenizer, params: SamplingParams, num_rows: int, num_tokens: int) -> Decoder:
+    """A new Decoder; on CUDA in 16 bits, the model's last GraphDecoder again if its parameters and sizes fit."""
     if not has_flash(next(model.parameters())):
-        return Decoder(model, tokenizer, settings, num_rows, num_tokens)
+        return Decoder(model, tokenizer, params, num_rows, num_tokens)
     known = _graph_decoders.pop(model, None)
-    fits = (
-        known and known.key == (tokenizer, settings) and known.max_rows >= num_rows and known.max_tokens >= num_tokens
-    )
+    fits = known and known.key == (tokenizer, params) and known.max_rows >= num_rows and known.max_tokens >= num_tokens
     if not fits:
-        del known  # its memory first
-        known = GraphDecoder(model, tokenizer, settings, num_rows, -(-num_tokens // 256) * 256)
-        known.key = (tokenizer, settings)
+        del known  # free its memory before the new one is made
+        known = GraphDecoder(model, tokenizer, params, num_rows, -(-num_tokens // 256) * 256)
+        known.key = (tokenizer, params)
     _graph_decoders[model] = known
     return known
 
@@ -342,20 +314,20 @@ def decoder_for(model, tokenizer, settings, num_rows: int, num_tokens: int) -> D
 # ---------------------------------------------------------------- the result
 
 
-def _to_rollout(tokenizer, prompt_ids, group_size, record, stop_ids) -> Rollout:
+def _to_rollout(tokenizer, prompt_ids, group_size, buffers, stop_ids) -> Rollout:
     B = len(prompt_ids) * group_size
-    ended = record["ended"][:B]  # (B, max_new_tokens)
-    # A row's tokens are those before which it had not ended. Columns past the last row's end are cut off.
+    ended = buffers["ended"][:B]  # (B, max_new_tokens)
+    # True up to and including the first end token. Columns past the last row's end are cut off.
     completion_mask = ended.cumsum(dim=1) - ended.long() == 0
     lengths = completion_mask.sum(dim=1)
     T = int(lengths.max())
     completion_mask = completion_mask[:, :T]
-    record = {name: column[:B, :T].clone() for name, column in record.items() if name != "ended"}
-    for column in record.values():  # a finished row may have gone on for a few steps
+    columns = {name: column[:B, :T].clone() for name, column in buffers.items() if name != "ended"}
+    for column in columns.values():  # a finished row may have gone on for a few steps
         column[~completion_mask] = 0
-    traces = [ids[:n] for ids, n in zip(record["trace_ids"].tolist(), lengths.tolist(), strict=True)]
+    traces = [ids[:n] for ids, n in zip(columns["trace_ids"].tolist(), lengths.tolist(), strict=True)]
     return Rollout(
-        **record,
+        **columns,
         prompt_ids=[ids for ids in prompt_ids for _ in range(group_size)],
         completion_mask=completion_mask,
         finish=["stop" if row_ended else "length" for row_ended in ended.any(dim=1).tolist()],

@@ -23,62 +23,10 @@ import argparse
 import collections
 import functools
 import sys
-from dataclasses import dataclass
 
 import torch
 
-SAMPLINGS = ("sample", "topk")
-WEIGHTINGS = ("count", "prob")
-STARTS = ("tag", "immediately")
-
-
-@dataclass(frozen=True)
-class SoftThinking:
-    """Settings; the defaults are right for training. Raises ValueError, one line, on impossible values."""
-
-    k: int = 2  # draws a position
-    temperature: float = 1.0  # of the "prob" weights alone; sampling has its own
-    sampling: str = "sample"  # K independent draws | "topk": the K likeliest, deterministic, for inference only
-    weighting: str = "count"  # 1/K each, duplicates add up | "prob": softmax(log-probs of the draws / temperature)
-    start: str = "tag"  # soft once the opening tag is written (or prefilled) | "immediately"
-    answer_reserve: int = 0  # with this many tokens left, reasoning is closed by force; 0: never
-    cold_stop_entropy: float = 0.0  # closed, too, at the cold_stop_steps-th soft step in a row under it (nats)
-    cold_stop_steps: int = 256
-    tags: str = "reasoning"  # name of the reasoning block
-
-    def __post_init__(self):
-        for name, choices in (("sampling", SAMPLINGS), ("weighting", WEIGHTINGS), ("start", STARTS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"soft_thinking_{name} {getattr(self, name)!r}: choose from {', '.join(choices)}")
-        if self.k < 1:
-            raise ValueError(f"soft_thinking_k {self.k}: must be 1 or more")
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"soft_thinking_temperature {self.temperature}: must be a finite number, 0 or more")
-        for name in ("answer_reserve", "cold_stop_entropy"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} {getattr(self, name)}: must be a finite number, 0 or more")
-        if self.cold_stop_steps < 1:
-            raise ValueError(f"cold_stop_steps {self.cold_stop_steps}: must be 1 or more")
-
-    def check_vocabulary(self, vocab_size: int) -> None:
-        """This and the next two raise ValueError if the settings do not fit the model or the budget."""
-        if self.k > vocab_size:
-            raise ValueError(f"soft_thinking_k {self.k}: the vocabulary has {vocab_size} tokens")
-
-    def closing_text(self) -> str:
-        """What is fed by force to end the reasoning."""
-        return f"</{self.tags}>\n<answer>"
-
-    def check_reserve(self, tokenizer) -> None:
-        closing = len(tokenizer(self.closing_text(), add_special_tokens=False)["input_ids"])
-        if 0 < self.answer_reserve <= closing:
-            raise ValueError(
-                f"answer_reserve {self.answer_reserve}: closing the reasoning alone takes {closing} tokens"
-            )
-
-    def check_budget(self, max_new_tokens: int) -> None:
-        if self.answer_reserve >= max_new_tokens:
-            raise ValueError(f"answer_reserve {self.answer_reserve}: the whole answer has {max_new_tokens} tokens")
+from engine.sampling_params import SAMPLINGS, STARTS, WEIGHTINGS, SoftThinking
 
 
 def mixture_weights(draw_logprobs: torch.Tensor, is_soft: torch.Tensor, settings: SoftThinking) -> torch.Tensor:
@@ -159,9 +107,9 @@ WAITING, THINKING, CLOSED = range(3)  # before the reasoning, in it, past it
 
 
 class SoftThinkingController:
-    """Decides, step by step and for all rows at once, who thinks softly and who is made to close the reasoning.
+    """Decides at every step which rows are soft, and which rows are forced to close the reasoning.
 
-    Everything that a row's decisions depend on is at its place in a tensor (B,). `begin` comes first.
+    All state is in tensors with one entry per row, (B,). Call `reset` first.
     """
 
     def __init__(self, settings, tokenizer, vocab_size, stop_ids: torch.Tensor, num_rows: int, max_new_tokens: int):
@@ -177,25 +125,25 @@ class SoftThinkingController:
         self.states = torch.zeros(num_rows, 3, dtype=torch.long, device=device)  # of the three matchers
         self.phase = torch.zeros(num_rows, dtype=torch.long, device=device)
         self.cold_steps = torch.zeros_like(self.phase)  # soft steps in a row at low entropy
-        # What is fed to close the reasoning: what is missing of the tag, which may be half-written, and the answer's
-        # opening tag. One line of ids for each length of the half; -1 ends it.
+        # The ids that close the reasoning: the rest of the closing tag, which may be half-written, and the answer's
+        # opening tag. `closing` has one row for each number of characters that are written already; -1 ends a row.
         closing = [tokenizer(settings.closing_text()[n:], add_special_tokens=False) for n in range(len(close_tag))]
         lines = [torch.tensor(encoded["input_ids"]) for encoded in closing]
         self.closing = torch.nn.utils.rnn.pad_sequence(lines, batch_first=True, padding_value=-1).to(device)
         self.closing = torch.nn.functional.pad(self.closing, (0, 1), value=-1)
-        self.line = torch.zeros_like(self.phase)  # which of them a row is fed,
-        self.place = torch.full_like(self.phase, -1)  # ... and how far it is; -1, where the line's end is, for none
+        self.closing_row = torch.zeros_like(self.phase)  # which of these texts a row is fed
+        self.closing_pos = torch.full_like(self.phase, -1)  # the next id of that text; -1: nothing is fed by force
 
-    def begin(self, prompts: list[str]) -> None:
+    def reset(self, prompts: list[str]) -> None:
         """New rows, one for each prompt (B or fewer)."""
         if self.idle:
             return
         at_once = self.settings.start == "immediately"
         phases = [THINKING if at_once or prompt.rstrip().endswith(self.open_tag) else WAITING for prompt in prompts]
         self.phase[: len(phases)] = torch.tensor(phases).to(self.phase.device)
-        for state in (self.states, self.cold_steps, self.line):
+        for state in (self.states, self.cold_steps, self.closing_row):
             state.zero_()
-        self.place.fill_(-1)
+        self.closing_pos.fill_(-1)
 
     def decide(self, rows: torch.Tensor, probs: torch.Tensor, entropy: torch.Tensor, step: int | torch.Tensor):
         """(is_soft (n,) bool, forced (n,) long: an id to feed, or -1) for this step.
@@ -213,12 +161,12 @@ class SoftThinkingController:
         cold_steps = torch.where(soft & (entropy < settings.cold_stop_entropy), self.cold_steps[rows] + 1, 0)
         out_of_tokens = self.max_new_tokens - step <= settings.answer_reserve
         must_close = (phase != CLOSED) & ((cold_steps >= settings.cold_stop_steps) | out_of_tokens)
-        line = torch.where(must_close, begun, self.line[rows])
-        place = torch.where(must_close, 0, self.place[rows])
-        forced = self.closing[line, place]  # (n,)
-        self.cold_steps[rows], self.line[rows] = cold_steps, line
+        closing_row = torch.where(must_close, begun, self.closing_row[rows])
+        closing_pos = torch.where(must_close, 0, self.closing_pos[rows])
+        forced = self.closing[closing_row, closing_pos]  # (n,)
+        self.cold_steps[rows], self.closing_row[rows] = cold_steps, closing_row
         self.phase[rows] = torch.where(must_close, CLOSED, phase)
-        self.place[rows] = torch.where(forced >= 0, place + 1, -1)
+        self.closing_pos[rows] = torch.where(forced >= 0, closing_pos + 1, -1)
         return soft & (forced < 0), forced
 
     def observe(self, rows: torch.Tensor, tokens: torch.Tensor) -> None:

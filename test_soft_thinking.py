@@ -124,16 +124,16 @@ def direct(tokenizer, ids, settings=None, *, likeliest=None, entropy=None, budge
     """Plays a row's tokens to a SoftThinkingController -> per step: whether it was soft; the id forced upon it, or -1;
     and the phase after the last. likeliest: the most probable tokens, if others than those that are written."""
     settings, stop_ids = settings or SoftThinking(start="immediately"), torch.tensor(stop_ids)
-    director = SoftThinkingController(settings, tokenizer, len(tokenizer), stop_ids, 1, budget)
-    director.begin([prompt])
+    controller = SoftThinkingController(settings, tokenizer, len(tokenizer), stop_ids, 1, budget)
+    controller.reset([prompt])
     row, steps = torch.tensor([0]), []
     for step, (token, guess, nats) in enumerate(zip(ids, likeliest or ids, entropy or [1.0] * len(ids), strict=True)):
         probs = torch.nn.functional.one_hot(torch.tensor([guess]), len(tokenizer))
-        soft, force = director.decide(row, probs, torch.tensor([nats]), step)
-        director.observe(row, force if force >= 0 else torch.tensor([token]))
+        soft, force = controller.decide(row, probs, torch.tensor([nats]), step)
+        controller.observe(row, force if force >= 0 else torch.tensor([token]))
         steps.append((soft.item(), force.item()))
     soft, force = map(list, zip(*steps, strict=True))
-    return soft, force, director.phase[0]
+    return soft, force, controller.phase[0]
 
 
 def spellings(tokenizer, text: str, count: int):

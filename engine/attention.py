@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 
-def read(model, inputs: torch.Tensor, positions: torch.Tensor, layout) -> torch.Tensor:
+def forward_hidden(model, inputs: torch.Tensor, positions: torch.Tensor, layout) -> torch.Tensor:
     """The model's last hidden states for `inputs` laid out as `layout` says.
 
     inputs: (b, L, H) embeddings; positions: (b, L) long, where each stands in its own text. -> (b, L, H)
@@ -32,7 +32,7 @@ def read(model, inputs: torch.Tensor, positions: torch.Tensor, layout) -> torch.
 
 def _attention(module, query, key, value, attention_mask, scaling, layout=None, **options):
     """What transformers calls. query: (b, heads, L, d); key, value: (b, kv_heads, L, d) -> (b, L, heads, d)."""
-    if layout is None:  # a plain call of the model, not by `read`
+    if layout is None:  # a plain call of the model, not by `forward_hidden`
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
     return layout.attend(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
 
@@ -55,17 +55,18 @@ def grouped_attention(query, key, value, mask, scale) -> torch.Tensor:
     return out.view(n, heads, q, d)
 
 
-def flash_attention(query, key, value, query_starts, key_starts, max_q, max_k, scale, causal=True, num_keys=None):
+def flash_attention(query, key, value, query_starts, key_starts, max_q, max_k, scale, causal=True, context_lens=None):
     """torch's built-in flash kernel for sequences of different lengths side by side, CUDA and 16 bits only.
 
     query: (all queries, heads, d); key, value: (all keys, kv_heads, d), fewer heads than the query's or as many.
     query_starts, key_starts: (n + 1,) int32, where each sequence begins; max_q, max_k: the longest. causal: aligned at
-    the ends, so the last query sees all keys. num_keys: (n,) int32, how many of a sequence's keys exist already.
+    the ends, so the last query sees all keys. context_lens: (n,) int32, how many of a sequence's keys exist already.
 
     The operator behind torch.nn.attention.varlen (2.13), which torch 2.11 has under the same name and order.
     """
+    options = dict(scale=scale, seqused_k=context_lens)
     return torch.ops.aten._flash_attention_forward(
-        query, key, value, query_starts, key_starts, max_q, max_k, 0.0, causal, False, scale=scale, seqused_k=num_keys
+        query, key, value, query_starts, key_starts, max_q, max_k, 0.0, causal, False, **options
     )[0]
 
 
@@ -108,7 +109,7 @@ class Packed:
         in_text += [range(len(ids), len(ids) + n) for ids, n in zip(prompt_ids, fed, strict=True)]
         self.positions = torch.tensor([p for span in in_text for p in span], device=device)[None]  # (1, N)
         # Which hidden state predicts each token of the completions: the prompt's last, then the token before.
-        self.predicts = torch.tensor(
+        self.logit_indices = torch.tensor(
             [i for p, span in zip(prompt_of_row, row_spans, strict=True) for i in (prompt_spans[p][-1], *span)],
             device=device,
         )
@@ -128,7 +129,7 @@ class Packed:
         """Prompts and completions apart: each kind is padded to its own longest."""
         P = self.num_prompts
         kinds = [(self.contexts[:P], self.queries[:P]), (self.contexts[P:], self.queries[P:])]
-        return [Block(contexts, queries, self.device) for contexts, queries in kinds if any(map(len, queries))]
+        return [PaddedLayout(contexts, queries, self.device) for contexts, queries in kinds if any(map(len, queries))]
 
     @functools.cached_property
     def ragged(self):
@@ -156,7 +157,7 @@ class VarlenLayout:
         return out.transpose(0, 1)[None]
 
 
-class Block:
+class PaddedLayout:
     """The same as VarlenLayout on any device and at any precision: sequences side by side, padded to the longest."""
 
     def __init__(self, contexts: list, queries: list, device: torch.device):

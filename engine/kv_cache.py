@@ -1,6 +1,6 @@
 """Keys and values of everything that rows have read so far: what makes the next token cost one token.
 
-Two layouts with the same methods, for attention.read and rollout.py:
+Two layouts with the same methods, for attention.forward_hidden and rollout.py:
 
     DenseKVCache   any device: one block per layer, all rows write the same column, a mask hides the holes after short
                    prompts. Finished rows are overwritten by live ones.
@@ -48,11 +48,11 @@ class DenseKVCache:
         block[:, :, :width] = prompt.repeat_interleave(self.group_size, dim=0)
         return block
 
-    def next_token(self, rows: torch.Tensor, position: torch.Tensor) -> None:
+    def prepare_decode(self, rows: torch.Tensor, position: torch.Tensor) -> None:
         """The coming calls are for the next token of the rows (n,), the live ones in their order here."""
         self.width += 1
 
-    def keep(self, rows: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
+    def compact(self, rows: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
         """Drops finished rows. rows: (n,) ids, live: (n,) bool -> the ids that stay, in their new order. The last live
         rows move into the places that became free; no other is copied."""
         num_live = int(live.sum())
@@ -80,23 +80,23 @@ class FlatKVCache:
         ]
         self.query_starts = torch.arange(max_rows + 1, device=device, dtype=torch.int32)
 
-    def begin(self, prompt_lengths: torch.Tensor, group_size: int) -> None:
+    def prepare_prefill(self, prompt_lengths: torch.Tensor, group_size: int) -> None:
         """The coming calls are for the prompts, (P,) lengths, right-padded."""
         self.decoding = False
         longest, device = int(prompt_lengths.max()), prompt_lengths.device
         prompt = torch.arange(len(prompt_lengths) * group_size, device=device) // group_size  # (B,) of each row
         column = torch.arange(longest, device=device)
         real = column < prompt_lengths[prompt][:, None]  # (B, longest)
-        self.target = (torch.arange(len(prompt), device=device)[:, None] * self.capacity + column)[real]
+        self.slot_mapping = (torch.arange(len(prompt), device=device)[:, None] * self.capacity + column)[real]
         self.source = (prompt[:, None] * longest + column)[real]
 
-    def next_token(self, rows: torch.Tensor, position: torch.Tensor) -> None:
+    def prepare_decode(self, rows: torch.Tensor, position: torch.Tensor) -> None:
         """The coming calls are for one token of each of the rows: (n,) ids, and (n,) its place in the row's text."""
         self.decoding = True
-        self.target = rows * self.capacity + position
+        self.slot_mapping = rows * self.capacity + position
         # Where a row's keys begin and how many there are. Both are what the kernel asks for, and in int32.
         self.key_starts = F.pad(rows * self.capacity, (0, 1)).int()  # the last would be an end, and is not looked at
-        self.num_keys = (position + 1).int()
+        self.context_lens = (position + 1).int()
 
     def attend(self, layer: int, query, key, value, scale):
         """query: (P, heads, longest prompt, d) or (n, heads, 1, d), as announced; key, value alike -> like query."""
@@ -104,17 +104,17 @@ class FlatKVCache:
         if not self.decoding:
             for store, new in ((keys, key), (values, value)):
                 flat = new.transpose(1, 2).reshape(-1, *store.shape[1:])  # (P x longest, kv_heads, d)
-                store.index_copy_(0, self.target, flat[self.source].to(store.dtype))
+                store.index_copy_(0, self.slot_mapping, flat[self.source].to(store.dtype))
             return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
         n = len(query)
-        keys.index_copy_(0, self.target, key[:, :, 0])
-        values.index_copy_(0, self.target, value[:, :, 0])
+        keys.index_copy_(0, self.slot_mapping, key[:, :, 0])
+        values.index_copy_(0, self.slot_mapping, value[:, :, 0])
         out = flash_attention(
             query[:, :, 0], keys, values, self.query_starts[: n + 1], self.key_starts, 1, self.capacity, scale,
-            causal=False, num_keys=self.num_keys,
+            causal=False, context_lens=self.context_lens,
         )  # fmt: skip
         return out[:, :, None]
 
-    def keep(self, rows: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
+    def compact(self, rows: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
         """rows: (n,) ids, live: (n,) bool -> the ids that stay."""
         return rows[live]

@@ -3,13 +3,15 @@
 import torch
 
 
-def naive_flash(query, key, value, query_starts, key_starts, max_q, max_k, scale, causal=True, num_keys=None):
-    assert query_starts.dtype == key_starts.dtype == torch.int32 and (num_keys is None or num_keys.dtype == torch.int32)
+def naive_flash(query, key, value, query_starts, key_starts, max_q, max_k, scale, causal=True, context_lens=None):
+    assert query_starts.dtype == key_starts.dtype == torch.int32 and (
+        context_lens is None or context_lens.dtype == torch.int32
+    )
     shared = query.shape[1] // key.shape[1]
     rows = []
     for i in range(len(query_starts) - 1):
         q = query[query_starts[i] : query_starts[i + 1]]  # (q, heads, d)
-        n = key_starts[i + 1] - key_starts[i] if num_keys is None else num_keys[i]
+        n = key_starts[i + 1] - key_starts[i] if context_lens is None else context_lens[i]
         assert len(q) <= max_q and n <= max_k
         k, v = (x[key_starts[i] : key_starts[i] + n].repeat_interleave(shared, dim=1) for x in (key, value))
         scores = torch.einsum("qhd,khd->hqk", q, k) * scale

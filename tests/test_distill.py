@@ -24,6 +24,7 @@ import evaluator
 import llms
 import rldatasets
 from distill import PRESETS, DistillConfig, SFTExample, StudentConfig, divergence, parse_config, token_losses
+from engine import head
 from rollout import generate
 from tracking import plotter, run_config, run_folder
 
@@ -112,7 +113,7 @@ def naive_losses(policy, teacher, rollout, loss, width):
 def test_token_losses_equal_a_naive_pass_values_and_gradients(tokenizer, monkeypatch, loss, max_logits):
     """Also with a teacher whose head is padded to another width, as among the Qwen2.5 sizes."""
     if max_logits:
-        monkeypatch.setattr(llms, "MAX_LOGITS", max_logits)
+        monkeypatch.setattr(head, "MAX_LOGITS", max_logits)
     teacher = random_model(seed=1, hidden_size=32, head_dim=8, vocab_size=544).requires_grad_(False)
     rollout = sampled(tokenizer)
     fast, naive = random_model(), random_model()

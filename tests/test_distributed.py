@@ -127,7 +127,7 @@ prompts = ["Mia has 12 eggs.", "Tom has 3 apples and 4 pears. How many?", "Why?"
 places = distributed.shard_indices(4, 1)
 for step, lengths in enumerate([(40, 40), (40, 3), (3, 40), (1, 40), (40, 40)]):
     rollout = generate(
-        actor, tokenizer, [prompts[i] for i in places], group_size=2, seed=step, places=places,
+        actor, tokenizer, [prompts[i] for i in places], group_size=2, seed=step, prompt_indices=places,
         max_new_tokens=lengths[distributed.rank()],
     )
     advantages = torch.tensor([1.0, -1.0, 0.5, -0.5]) * (distributed.rank() != step % 2 or step == 4)

@@ -9,7 +9,7 @@ from naive_flash import naive_flash
 from random_models import PROMPTS, ROOT, random_model
 
 import llms
-from engine import attention
+from engine import attention, head
 from rollout import Rollout, generate
 from soft_thinking import SoftThinking
 
@@ -118,7 +118,7 @@ def test_head_in_recomputed_chunks_equals_one_piece(tokenizer, monkeypatch):
         return logprobs.detach(), [p.grad.clone() for p in model.parameters()]
 
     whole, whole_gradient = value_and_gradient()
-    monkeypatch.setattr(llms, "MAX_LOGITS", 7 * 512)  # seven positions at a time
+    monkeypatch.setattr(head, "MAX_LOGITS", 7 * 512)  # seven positions at a time
     chunked, chunked_gradient = value_and_gradient()
     assert torch.allclose(whole, chunked, atol=1e-6)
     for a, b in zip(whole_gradient, chunked_gradient, strict=True):
@@ -128,14 +128,14 @@ def test_head_in_recomputed_chunks_equals_one_piece(tokenizer, monkeypatch):
 @pytest.mark.parametrize("max_logits", [2**26, 3 * 50])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_the_heads_gradient_is_autograds_and_can_be_asked_for_twice(monkeypatch, max_logits, temperature):
-    monkeypatch.setattr(llms, "MAX_LOGITS", max_logits)  # one chunk, kept for the backward pass, and several
+    monkeypatch.setattr(head, "MAX_LOGITS", max_logits)  # one chunk, kept for the backward pass, and several
     torch.manual_seed(0)
     hidden, weight = torch.randn(10, 6, requires_grad=True), torch.randn(50, 6, requires_grad=True)
     draws, factor = torch.randint(50, (10, 3)), torch.randn(10, 3)
     draws[0] = 7  # the same token drawn again adds up
     naive = torch.log_softmax(hidden @ weight.T / temperature, dim=-1).gather(1, draws)
     expected = torch.autograd.grad((naive * factor).sum(), (hidden, weight))
-    logprobs = llms.DrawLogprobs.apply(hidden, weight, draws, temperature)
+    logprobs = head.DrawLogprobs.apply(hidden, weight, draws, temperature)
     assert torch.allclose(logprobs, naive, atol=1e-5)
     for _ in range(2):
         got = torch.autograd.grad((logprobs * factor).sum(), (hidden, weight), retain_graph=True)
@@ -145,7 +145,7 @@ def test_the_heads_gradient_is_autograds_and_can_be_asked_for_twice(monkeypatch,
 
 def _peak_of_a_training_pass(connection, rows, tokens):
     """Peak memory (bytes) that a log-prob pass with gradient adds: Qwen2.5's vocabulary, 110 positions at a time."""
-    llms.MAX_LOGITS = 2**24
+    head.MAX_LOGITS = 2**24
     model = random_model(vocab_size=151_936, hidden_size=16, head_dim=8, num_attention_heads=2, num_hidden_layers=1)
     torch.manual_seed(0)
     draws = torch.randint(151_936, (rows, tokens, 1))

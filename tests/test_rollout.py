@@ -154,7 +154,7 @@ def test_a_part_of_a_batch_has_the_rows_of_the_whole(tokenizer):
     model, prompts = random_model(), (PROMPTS * 2)[:4]
     options = dict(group_size=2, max_new_tokens=15, seed=0)
     whole = generate(model, tokenizer, prompts, **options)
-    part = generate(model, tokenizer, [prompts[i] for i in (3, 1)], places=[3, 1], **options)
+    part = generate(model, tokenizer, [prompts[i] for i in (3, 1)], prompt_indices=[3, 1], **options)
     assert part.texts == [whole.texts[row] for row in (6, 7, 2, 3)]
 
 
@@ -219,11 +219,11 @@ def test_dropping_rows_moves_the_last_live_ones_into_the_gaps():
     values = torch.tensor([[1.0, 2.0], [30.0, 0.0]]).view(2, 1, 2, 1)  # the second prompt has one token, and padding
     zeros = torch.zeros(2, 1, 2, 1)
     cache.attend(0, zeros, zeros, values, 1.0)
-    rows = cache.keep(torch.arange(6), torch.tensor([False, True, True, False, True, True]))
+    rows = cache.compact(torch.arange(6), torch.tensor([False, True, True, False, True, True]))
     assert rows.tolist() == [4, 1, 2, 5], "rows 0 and 3 left; of the last two, row 4 took a place and row 5 stays"
-    rows = cache.keep(rows, torch.tensor([True, False, True, True]))
+    rows = cache.compact(rows, torch.tensor([True, False, True, True]))
     assert rows.tolist() == [4, 5, 2]
-    cache.next_token(rows, None)
+    cache.prepare_decode(rows, None)
     zeros = torch.zeros(3, 1, 1, 1)
     seen = cache.attend(0, zeros, zeros, torch.tensor([300.0, 500.0, 6.0]).view(3, 1, 1, 1), 1.0)
     assert torch.allclose(seen.flatten(), torch.tensor([(30 + 300) / 2, (30 + 500) / 2, (1 + 2 + 6) / 3]))

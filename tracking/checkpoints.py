@@ -123,3 +123,8 @@ def _damage(checkpoint: Path) -> str | None:
         if size is not None and file.stat().st_size != size:
             return f"{file} has {file.stat().st_size:,} bytes of {size:,}"
     return None
+
+
+def load_trainer_state(checkpoint: Path) -> dict:
+    """What save_checkpoint was given as trainer_state: step, optimizer, and so on. Tensors are mapped from the file."""
+    return torch.load(checkpoint / "trainer_state.pt", weights_only=True, map_location="cpu", mmap=True)

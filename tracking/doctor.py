@@ -23,6 +23,7 @@ import evaluator
 import grpo
 import llms
 import rldatasets
+from engine import head
 from rollout import generate
 
 GIB = 2**30
@@ -128,7 +129,7 @@ def examine_prompt_style(config, tokenizer):
         return
     chat = style == "chat" or (style == "auto" and tokenizer.chat_template)
     yield Finding("ok", "prompt", "the tokenizer's chat template" if chat else "R1-Zero's plain template")
-    prompt = rldatasets.build_prompt(tokenizer, "1 + 1?", **config.prompting())
+    prompt = config.prompt_format().prompt(tokenizer, "1 + 1?")
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     if tokenizer.decode(ids, clean_up_tokenization_spaces=False) != prompt:
         yield Finding("warning", "round trip", "the tokenizer does not give the prompt back as it was")
@@ -145,7 +146,7 @@ def examine_prompt_style(config, tokenizer):
 
 
 def examine_prompts(config, tokenizer, problems):
-    prompts = [rldatasets.build_prompt(tokenizer, p.question, **config.prompting()) for p in problems]
+    prompts = [config.prompt_format().prompt(tokenizer, p.question) for p in problems]
     lengths = [len(ids) for ids in tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]]
     limit, too_long = config.max_prompt_length, sum(n > config.max_prompt_length for n in lengths)
     text = f"{len(problems)} problems, prompts of {min(lengths)} to {max(lengths)} tokens"
@@ -201,7 +202,7 @@ def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
     per_token, per_layer = activation_bytes(c, on_gpu)
     if config.gradient_checkpointing:  # the input of each layer, and one layer in full while it is recomputed
         per_token = c.num_hidden_layers * H * 4 + per_layer
-    positions = min(tokens, max(1, llms.MAX_LOGITS // V))  # of one chunk of the head
+    positions = min(tokens, max(1, head.MAX_LOGITS // V))  # of one chunk of the head
 
     cache = f"keys and values of {rows} rows"
     stays = {
@@ -273,7 +274,7 @@ def activation_bytes(model_config, autocast: bool) -> tuple[float, float]:
 def examine_rollout(config, model, tokenizer, problems):
     """A few groups sampled, graded, and taken through the backward pass, so that the whole run's time can be told."""
     try:
-        problems = rldatasets.drop_long_prompts(problems, tokenizer, config.max_prompt_length, **config.prompting())
+        problems = rldatasets.drop_long_prompts(problems, tokenizer, config.max_prompt_length, config.prompt_format())
         mode = config.rollout_mode()
         mode.check_reserve(tokenizer)
     except ValueError as error:
@@ -283,8 +284,7 @@ def examine_rollout(config, model, tokenizer, problems):
     actor = llms.make_actor(model, torch.bfloat16 if config.uses_bf16(device) else torch.float32)
     count = min(4, config.problems_per_step)
     chosen = rldatasets.problems_of_step(problems, 1, count, config.seed)
-    prompts = [rldatasets.build_prompt(tokenizer, p.question, **config.prompting()) for p in chosen]
-    golds = [p.answer for p in chosen for _ in range(config.group_size)]
+    prompts = [config.prompt_format().prompt(tokenizer, p.question) for p in chosen]
     options = dict(temperature=config.temperature, stop_tag=config.stop_tag(), soft=mode, seed=config.seed)
     generate(actor, tokenizer, prompts[:1], max_new_tokens=2, seed=0)  # whatever is only slow the first time
     started = time.perf_counter()
@@ -294,17 +294,11 @@ def examine_rollout(config, model, tokenizer, problems):
     _wait_for(device)
     rollout_seconds = time.perf_counter() - started
 
-    weights = evaluator.parse_rewards(config.rewards)
-    answers = [rldatasets.prefilled(config.tags) * config.prefill + text for text in rollout.texts]
-    rewards = torch.tensor(
-        [
-            evaluator.total(evaluator.score(a, g, weights, config.tags), weights)
-            for a, g in zip(answers, golds, strict=True)
-        ]
-    )
-    rows = len(answers)
-    passed = sum(evaluator.accuracy_reward(a, g, config.tags) for a, g in zip(answers, golds, strict=True)) / rows
-    formed = sum(evaluator.format_reward(a, config.tags) for a in answers) / rows
+    records = evaluator.grade(rollout, chosen, evaluator.parse_rewards(config.rewards), config.prompt_format())
+    rewards = torch.tensor([record["reward"] for record in records])
+    rows = len(records)
+    passed = sum(record["correct"] for record in records) / rows
+    formed = sum(record["format"] for record in records) / rows
     cut_off = rollout.finish.count("length") / rows
     silent = (grpo.compute_advantages(rewards, config.group_size, "none").view(-1, config.group_size) == 0).all(dim=1)
     yield _judge(passed > 0, "pass rate", f"{passed:.0%} of {rows} answers are right",

@@ -4,22 +4,30 @@ A setting is a field with its default, its help, and its choices where there are
 defaults, overridden by the preset, overridden by the flags. Impossible values are refused, in one line that names the
 value and the valid choices, before any model is loaded.
 
+Nothing here imports torch or transformers, so --help and refusals answer at once. `uses_bf16` and the like take what
+they need as arguments.
 Left out on purpose: configuration files, inheritance between presets. A run writes all its settings to args.json.
 """
 
+import argparse
+import ctypes
 import dataclasses
 import difflib
+import importlib.util
 import math
+import os
+import typing
 from dataclasses import dataclass, field
 
-import torch
-from accelerate.tracking import get_available_trackers
-from transformers import HfArgumentParser
-
 import evaluator
-import grpo
 import rldatasets
-from soft_thinking import SAMPLINGS, STARTS, WEIGHTINGS, SoftThinking
+from engine.sampling_params import SAMPLINGS, STARTS, WEIGHTINGS, SoftThinking
+
+# The choices of grpo.py, which imports torch; a test compares them.
+LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "gspo", "cispo")
+ADVANTAGE_SCALES = ("group", "batch", "none")
+
+TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}  # packages
 
 
 def setting(default, help, choices=None):
@@ -41,7 +49,7 @@ def check_values(config, may_be_zero: tuple[str, ...]) -> None:
             raise ValueError(f"--{f.name} {value}: must be a finite number, {low}")
     if config.dataset_path is None and config.dataset_name not in rldatasets.DATASETS:
         raise ValueError(f"--dataset_name {config.dataset_name!r}: choose from {', '.join(rldatasets.DATASETS)}")
-    if config.report_to not in ("none", *(tracker.value for tracker in get_available_trackers())):
+    if config.report_to != "none" and not any(map(importlib.util.find_spec, TRACKERS[config.report_to])):
         raise ValueError(f"--report_to {config.report_to}: the package is not here (pip install {config.report_to})")
 
 
@@ -74,8 +82,8 @@ class Sampling:
 class Objective:
     _argument_group_name = "rewards and loss"
     rewards: str = setting("accuracy:1,format:0.5", f"name:weight, comma-separated: {', '.join(evaluator.REWARDS)}")
-    loss_type: str = setting("grpo", "explained in grpo.policy_loss", grpo.LOSS_TYPES)
-    advantage_scale: str = setting("group", "whose standard deviation divides advantages", grpo.ADVANTAGE_SCALES)
+    loss_type: str = setting("grpo", "explained in grpo.policy_loss", LOSS_TYPES)
+    advantage_scale: str = setting("group", "whose standard deviation divides advantages", ADVANTAGE_SCALES)
     clip_low: float = setting(0.2, "the ratio's objective is clipped below 1 - clip_low")
     clip_high: float = setting(0.2, "... and above 1 + clip_high (more than clip_low: DAPO's clip-higher)")
     beta: float = setting(0.0, "weight of the KL to a reference, the starting model; 0 needs no reference")
@@ -121,7 +129,7 @@ class Output:
     doctor: bool = setting(False, "check model, data and machine, estimate memory and hours, and train nothing")
     eval_only: bool = setting(False, "measure the model on the test split, greedy and sampled, and train nothing")
     eval_samples: int = setting(1, "answers sampled to each problem by eval_only (pass@k and majority for more than 1)")
-    report_to: str = setting("none", "a tracker, through accelerate", ("none", "tensorboard", "wandb", "trackio"))
+    report_to: str = setting("none", "a tracker, through accelerate", ("none", *TRACKERS))
 
 
 @dataclass
@@ -174,23 +182,22 @@ class GRPOConfig(*reversed(SECTIONS)):
             )
         evaluator.parse_rewards(self.rewards)
 
-    def prompting(self) -> dict:
-        """How questions are asked: the options of rldatasets.build_prompt."""
-        return dict(tags=self.tags, style=self.prompt_style, prefill=self.prefill)
+    def prompt_format(self) -> rldatasets.PromptFormat:
+        """How questions are asked."""
+        return rldatasets.PromptFormat(self.tags, self.prompt_style, self.prefill)
 
     def answering(self) -> dict:
         """How answers are sampled and graded: options of evaluator.evaluate."""
         return dict(
             max_new_tokens=self.max_completion_length,
-            tags=self.tags,
-            prompt_style=self.prompt_style,
-            prefill=self.prefill,
+            prompt_format=self.prompt_format(),
             stop_tag=self.stop_tag(),
             rows_per_batch=self.problems_per_step * self.group_size,
             seed=self.seed,
         )
 
-    def uses_bf16(self, device: torch.device) -> bool:
+    def uses_bf16(self, device) -> bool:
+        """device: the policy's torch.device."""
         return device.type == "cuda" if self.bf16 is None else self.bf16
 
     def stop_tag(self) -> str | None:
@@ -249,32 +256,69 @@ PRESETS = {
 
 def parse_config(arguments: list[str]) -> GRPOConfig:
     """main.py's settings. Raises ValueError, one line, on a bad argument."""
-    has_gpu = torch.cuda.is_available()
-    default = ("qwen2.5-1.5b", "a CUDA device is here") if has_gpu else ("tiny", "no CUDA device here")
-    return parse(arguments, GRPOConfig, SECTIONS, PRESETS, default, "main.py", "Train a language model by GRPO.")
+    return parse(arguments, GRPOConfig, SECTIONS, PRESETS, "qwen2.5-1.5b", "main.py", "Train a language model by GRPO.")
 
 
-def parse(arguments: list[str], config_class, sections, presets: dict, default: tuple[str, str], prog, description):
+def parse(arguments: list[str], config_class, sections, presets: dict, gpu_preset: str, prog: str, description: str):
     """A config_class from the command line: defaults, overridden by the preset, overridden by the flags.
 
-    default: the preset that is taken when none is asked for, and why. Says on stdout which preset it is, and why.
+    gpu_preset: taken when no preset is asked for and a CUDA device is present; else it is "tiny". The choice is
+    printed, with its reason.
     """
-    parser = ArgumentParser(sections, prog=prog, description=description, allow_abbrev=False)
+    parser = ArgumentParser(sections, prog=prog, description=description)
     parser.add_argument("--preset", choices=presets, help="a set of defaults")
-    first_look = ArgumentParser((), add_help=False, allow_abbrev=False)  # so that --help shows the preset's defaults
-    first_look.add_argument("--preset", choices=presets)
-    preset, why = first_look.parse_known_args(arguments)[0].preset, "as asked"
+    preset_alone = ArgumentParser((), add_help=False)  # read first, so that --help shows the preset's defaults
+    preset_alone.add_argument("--preset", choices=presets)
+    preset, why = preset_alone.parse_known_args(arguments)[0].preset, "as asked"
     if preset is None:
-        preset, why = default
+        preset, why = (gpu_preset, "a CUDA device is here") if has_cuda_device() else ("tiny", "no CUDA device here")
     parser.set_defaults(**presets[preset], preset=preset)
     values, unknown = parser.parse_known_args(arguments)
     if unknown:
         close = difflib.get_close_matches(unknown[0], parser._option_string_actions, n=2)
         raise ValueError(f"unknown argument {unknown[0]!r}: " + (f"{' or '.join(close)}?" if close else "see --help"))
-    print(f"preset {preset}: {why} (choose with --preset {'|'.join(presets)}; every flag overrides it)")
-    return config_class(**vars(values))
+    config = config_class(**vars(values))
+    if os.environ.get("RANK", "0") == "0":  # the main process, where several were launched
+        print(f"preset {preset}: {why} (choose with --preset {'|'.join(presets)}; every flag overrides it)")
+    return config
 
 
-class ArgumentParser(HfArgumentParser):
+def has_cuda_device() -> bool:
+    """Whether the CUDA driver finds a device. Asked without torch, whose import takes seconds."""
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if os.name == "nt" else "libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int()
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Flags from the fields of dataclasses: --name and --na-me, a group for each section.
+
+    Follows transformers.HfArgumentParser for the types that settings have (str, int, float, bool, and any of them or
+    None): a bool flag may stand alone or have a value. Errors are ValueErrors, in place of a page of usage.
+    """
+
+    def __init__(self, sections, **options):
+        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **options)
+        for section in sections:
+            group = self.add_argument_group(section._argument_group_name)
+            types = typing.get_type_hints(section)
+            for f in dataclasses.fields(section):
+                (kind,) = (t for t in typing.get_args(types[f.name]) or (types[f.name],) if t is not type(None))
+                options = dict(default=f.default, type=parse_bool if kind is bool else kind, **f.metadata)
+                if kind is bool and f.default is not None:
+                    options |= dict(nargs="?", const=True)
+                group.add_argument(*dict.fromkeys((f"--{f.name}", f"--{f.name.replace('_', '-')}")), **options)
+
     def error(self, message):
-        raise ValueError(message)  # in place of a page of usage
+        raise ValueError(message)
+
+
+def parse_bool(text: str) -> bool:
+    values = {"true": True, "yes": True, "t": True, "y": True, "1": True}
+    values |= {"false": False, "no": False, "f": False, "n": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(values)}")
+    return values[text.lower()]

@@ -1,38 +1,25 @@
-"""What a step of main.py writes down: a record for every row of the rollout, and the means of them.
+"""What a step of main.py logs: a record of every row of the rollout (samples.jsonl), and their means (metrics.jsonl).
 
-A record is a line of samples.jsonl, and all that is left of a row once it is learned from. The means are a line of
-metrics.jsonl; metrics.md explains them.
+docs/metrics.md explains the metrics.
 """
 
 import torch
 
 import evaluator
-import rldatasets
+from engine import distributed
 
 
-def rollout_records(rollout, rows, prompts, golds, weights, config) -> list[dict]:
-    """What a rollout's rows are and what they scored, as samples.jsonl has it. rows: their numbers in the step."""
-    entropy = (rollout.entropy * rollout.completion_mask).sum(dim=1) / rollout.lengths  # (B,) nats a token
-    soft_steps = (rollout.is_soft & rollout.completion_mask).sum(dim=1)  # (B,)
+def graded_records(rollout, problems, prompts: list[str], indices: list[int], config) -> list[dict]:
+    """Grades this process's rows -> the records of all processes' rows, in the order of the step.
+
+    problems, prompts: this process's. indices: where they stand among the step's problems (distributed.shard_indices).
+    """
+    G, weights = config.group_size, evaluator.parse_rewards(config.rewards)
     records = []
-    for i, text in enumerate(rollout.texts):
-        answer = rldatasets.prefilled(config.tags) * config.prefill + text
-        scores = evaluator.score(answer, golds[i], {"accuracy": 0, "format": 0} | weights, config.tags)
-        records.append({
-            "row": rows[i],
-            "prompt": prompts[i // config.group_size],
-            "gold": golds[i],
-            "completion": answer,
-            "finish": rollout.finish[i],
-            "length": int(rollout.lengths[i]),
-            "soft_steps": int(soft_steps[i]),
-            "mean_entropy": entropy[i].item(),
-            "correct": scores["accuracy"] == 1,
-            "format": scores["format"] == 1,
-            **{f"reward/{name}": scores[name] for name in weights},
-            "reward": evaluator.total(scores, weights),
-        })  # fmt: skip
-    return records
+    for i, record in enumerate(evaluator.grade(rollout, problems, weights, config.prompt_format())):
+        position = {"row": indices[i // G] * G + i % G, "prompt": prompts[i // G]}
+        records.append(position | evaluator.without(record, "question", "top_weight"))
+    return sorted(distributed.all_gather(records), key=lambda record: record["row"])
 
 
 def metrics(records: list[dict], config) -> dict[str, float]:
@@ -58,8 +45,8 @@ def metrics(records: list[dict], config) -> dict[str, float]:
 
 
 def add_token_details(rows: list[dict], tokenizer, rollout, logprobs_after: torch.Tensor) -> None:
-    """To the records of a rollout's first rows: their tokens, log-probs and entropies when they were sampled (nats),
-    and the ratio of their probability after the step's updates to that. logprobs_after: (B, T, K)."""
+    """Adds token details to the records of a rollout's first rows: tokens, log-probs and entropies at sampling time
+    (nats), and the ratio of each token's probability after the step's updates to before. logprobs_after: (B, T, K)."""
     readable = (rollout.draws == rollout.trace_ids[..., None]).int().argmax(dim=-1, keepdim=True)  # (B, T, 1)
     before, after = (x.gather(-1, readable).squeeze(-1) for x in (rollout.logprobs, logprobs_after))  # (B, T)
     columns = {"logprobs": before, "entropy": rollout.entropy, "ratio": (after - before).exp()}
@@ -71,3 +58,16 @@ def add_token_details(rows: list[dict], tokenizer, rollout, logprobs_after: torc
 
 def rounded(numbers: torch.Tensor) -> list[float]:
     return [round(number, 6) for number in numbers.tolist()]
+
+
+def samples(records: list[dict], advantages: torch.Tensor) -> list[dict]:
+    """The rows of samples.jsonl: records with their advantages (B,)."""
+    pairs = zip(records, rounded(advantages), strict=True)
+    return [{"split": "train", **record, "advantage": advantage} for record, advantage in pairs]
+
+
+def progress_note(metrics: dict[str, float]) -> str:
+    return (
+        f"reward {metrics['reward']:.2f}, accuracy {metrics['accuracy']:.0%}, "
+        f"length {metrics['completion_length']:.0f}, {metrics['tokens_per_second']:.0f} tokens/s"
+    )

@@ -1,0 +1,71 @@
+"""The head: from hidden states to the log-probs of sampled tokens, one chunk of logits at a time."""
+
+import torch
+from transformers import PreTrainedModel
+
+# Logits of one head call are held in fp32, at most this many numbers of them (256 MiB): 441 positions of Qwen2.5's
+# vocabulary. All positions at once would be 35 GB for a step of 256 rows of 225 tokens.
+MAX_LOGITS = 2**26
+
+
+def draw_logprobs(
+    model: PreTrainedModel, hidden: torch.Tensor, draws: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """log softmax(head(hidden) / temperature) at `draws`. hidden: (N, H), draws: (N, K) -> (N, K) float32."""
+    return DrawLogprobs.apply(hidden, model.get_output_embeddings().weight, draws, temperature)
+
+
+class DrawLogprobs(torch.autograd.Function):
+    """In chunks of at most MAX_LOGITS logits. One chunk is kept for the backward pass; if there are more, they are
+    computed once more there, so that the logits of no more than one ever exist. By hand, because autograd would go
+    over each of them about ten times: with p = softmax,
+
+        d log p[draw] / d logit[v] = ([v is the draw] - p[v]) / temperature
+
+    is made in the place of the logits. hidden: (N, H), weight: (V, H), draws: (N, K).
+    """
+
+    @staticmethod
+    def forward(context, hidden, weight, draws, temperature):
+        device, size = hidden.device.type, max(1, MAX_LOGITS // len(weight))
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        context.settings = dtype, temperature
+        context.chunks = [slice(start, start + size) for start in range(0, len(hidden), size)]
+        context.save_for_backward(hidden, weight, draws)
+        low_weight, logprobs = weight.to(dtype), []
+        for rows in context.chunks:
+            exps = None  # the chunk before goes first
+            at_draws, exps, total = _exponentials(hidden[rows].to(dtype), low_weight, draws[rows], temperature)
+            logprobs.append(at_draws - total.log())
+        context.kept = (exps, total) if len(context.chunks) == 1 else None
+        return torch.cat(logprobs)
+
+    @staticmethod
+    def backward(context, gradient):
+        hidden, weight, draws = context.saved_tensors
+        dtype, temperature = context.settings
+        kept, context.kept = context.kept, None  # else it stays until the whole graph goes
+        low_weight, grad_hidden, grad_weight = weight.to(dtype), torch.empty_like(hidden), None
+        for rows in context.chunks:
+            exps = grad_logits = None  # the chunk before goes first
+            low_hidden, g = hidden[rows].to(dtype), gradient[rows] / temperature  # (n, H), (n, K)
+            exps, total = kept or _exponentials(low_hidden, low_weight, draws[rows], temperature)[1:]
+            grad_logits = exps.mul_(-g.sum(dim=-1, keepdim=True) / total).scatter_add_(1, draws[rows], g)  # (n, V)
+            grad_logits = grad_logits.to(dtype)
+            grad_hidden[rows] = (grad_logits @ low_weight).to(hidden.dtype)
+            product = grad_logits.T @ low_hidden  # (V, H)
+            grad_weight = product.to(weight.dtype) if grad_weight is None else grad_weight.add_(product)
+        return grad_hidden, grad_weight, None, None
+
+
+def _exponentials(hidden, weight, draws, temperature):
+    """Logits at the temperature, each less the largest of its row: those of the draws (n, K), the exponentials of all
+    (n, V), and their sum (n, 1), in float32. hidden: (n, H), weight: (V, H), draws: (n, K)."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        logits = (hidden @ weight.T).float()  # fp32 before any softmax
+    if temperature != 1:  # a pass over all of them
+        logits.div_(temperature)
+    logits.sub_(logits.amax(dim=-1, keepdim=True))
+    at_draws = logits.gather(-1, draws)
+    exps = logits.exp_()
+    return at_draws, exps, exps.sum(dim=-1, keepdim=True)

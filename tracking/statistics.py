@@ -1,0 +1,31 @@
+"""Statistics of success rates: an interval, and the chance that one of several samples is right."""
+
+import math
+
+
+def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Confidence interval (low, high) of a rate; z = 1.96 gives 95 %. (Wilson 1927.)
+
+    Unlike p +- z * sqrt(p(1-p)/n) it holds for small n and for rates near 0 and 1. With n = 0 nothing is known:
+    (0, 1). `successes` may be a fraction: a mean of several samples per problem, times the number of problems.
+    Raises ValueError unless 0 <= successes <= n.
+    """
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes must lie between 0 and n, got {successes} of {n}")
+    if n == 0:
+        return 0.0, 1.0
+    p = successes / n
+    centre = p + z**2 / (2 * n)
+    half_width = z * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    scale = 1 + z**2 / n
+    # With no success the low end is exactly 0, with no failure the high end exactly 1: floats only come near.
+    low = (centre - half_width) / scale if successes > 0 else 0.0
+    high = (centre + half_width) / scale if successes < n else 1.0
+    return low, high
+
+
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """Unbiased chance that k of n samples, c of them correct, include a correct one (Chen et al. 2021, eq. 1)."""
+    if not (1 <= k <= n and 0 <= c <= n):
+        raise ValueError(f"pass@k needs 1 <= k <= n and 0 <= c <= n, got n={n}, c={c}, k={k}")
+    return 1 - math.comb(n - c, k) / math.comb(n, k)
