@@ -29,7 +29,7 @@ import evaluator
 import llms
 import main
 import rldatasets
-from distill import DistillConfig
+from distillation.config import PRESETS, DistillConfig
 from tracking import plotter, run_config, run_folder
 
 SFT_PROBLEMS, SFT_LEARNING_RATE = 2048, 1e-3  # three epochs
@@ -86,7 +86,7 @@ def compare(args) -> None:
         if any((row["seed"], row["method"]) == (seed, name) for row in log.read()):
             continue
         config = DistillConfig(
-            **distill.PRESETS["tiny"]
+            **PRESETS["tiny"]
             | dict(teacher_name=args.teacher_name, seed=seed)
             | dict(train_problems=SFT_PROBLEMS, learning_rate=SFT_LEARNING_RATE)
         )

@@ -46,7 +46,8 @@ import evaluator
 import llms
 import main as program
 import rldatasets
-from tracking import checkpoints, plotter, run_folder
+from tracking import checkpoints, command_line, plotter, run_folder, training_run
+from tracking.run_config import parse_config
 
 STEPS = 8
 FLAGS = (
@@ -121,10 +122,10 @@ class Child:
                 before_calls(owner, name, lambda _, letter=letter: os.write(write_end, letter))
             tamper()
             sys.argv = ["main.py", *arguments]
-            program.main()
+            command_line.run_script(program.main, command_line.parse_or_exit(parse_config))
             code = 0
         except SystemExit as stop:
-            code = stop.code
+            code = stop.code or 0
         except BaseException:
             traceback.print_exc()
         finally:
@@ -606,9 +607,11 @@ def inject_nan(lab: Lab) -> None:
 
         if lab.quick and plant is not nan_gradients:
             continue
-        folder, last = lab.new_folder(), STOPPED_AT + program.MAX_BAD_UPDATES - 1
+        folder, last = lab.new_folder(), STOPPED_AT + training_run.MAX_BAD_UPDATES - 1
         result = run(lab, lab.flags(folder), lambda plant=plant: plant(range(STOPPED_AT, STEPS + 1)))
-        problems = clear_error(result, (1,), "main.py: ", f"{program.MAX_BAD_UPDATES} updates in a row", f"step {last}")
+        problems = clear_error(
+            result, (1,), "main.py: ", f"{training_run.MAX_BAD_UPDATES} updates in a row", f"step {last}"
+        )
         problems = problems or not_finite(folder)
         if not problems:
             weights = [

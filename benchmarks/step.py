@@ -25,11 +25,11 @@ from common import finish, show
 import evaluator
 import grpo
 import llms
-import main as grpo_script
 import rldatasets
 from rollout import generate
 from tracking import step_records
 from tracking.run_config import GRPOConfig, parse_config
+from update import update
 
 # The tiny preset's task. One optimizer step a rollout, and the loss that TRL takes by default, so that vs_trl.py
 # compares the same step.
@@ -108,8 +108,8 @@ class Task:
         return [self.problems[i % len(self.problems)] for i in range(start, start + self.config.problems_per_step)]
 
     def prompts_of(self, number: int) -> list[str]:
-        options = self.config.prompting()
-        return [rldatasets.build_prompt(self.tokenizer, p.question, **options) for p in self.problems_of(number)]
+        prompt_format = self.config.prompt_format()
+        return [prompt_format.prompt(self.tokenizer, p.question) for p in self.problems_of(number)]
 
     def scores(self, answers: list[str], golds: list[str]) -> list[dict[str, float]]:
         if self.random_weights:
@@ -148,16 +148,15 @@ class Step:
     def score(self, rollout, number: int) -> torch.Tensor:
         """Advantages (B,) of its rows. The metrics that main.py logs are computed too."""
         config = self.task.config
-        golds = [problem.answer for problem in self.task.problems_of(number) for _ in range(config.group_size)]
-        weights, numbers = evaluator.parse_rewards(config.rewards), list(range(len(golds)))
-        rows = step_records.rollout_records(rollout, numbers, self.task.prompts_of(number), golds, weights, config)
+        problems, prompts = self.task.problems_of(number), self.task.prompts_of(number)
+        rows = step_records.graded_records(rollout, problems, prompts, list(range(len(problems))), config)
         step_records.metrics(rows, config)
-        answers = [row["completion"] for row in rows]
+        answers, golds = ([row[name] for row in rows] for name in ("completion", "gold"))
         rewards = torch.tensor(self.task.rewards(self.task.scores(answers, golds)), device=self.task.device)
         return grpo.compute_advantages(rewards, config.group_size, config.advantage_scale)
 
     def update(self, rollout, advantages) -> None:
-        grpo_script.update(self.task.policy, self.actor, None, self.optimizer, rollout, advantages, self.task.config)
+        update(self.task.policy, self.actor, None, self.optimizer, rollout, advantages, self.task.config)
 
     def sync(self) -> None:
         llms.sync_actor(self.actor, self.task.policy)

@@ -23,10 +23,16 @@ import distill
 import evaluator
 import llms
 import rldatasets
-from distill import PRESETS, DistillConfig, SFTExample, StudentConfig, divergence, parse_config, token_losses
+from distillation import examples, measurement
+from distillation.config import LOSSES, PRESETS, DistillConfig, StudentConfig, parse_config
+from distillation.examples import SFTExample
+from distillation.losses import divergence, token_losses
+from distillation.measurement import measure_all
+from distillation.students import new_student
 from engine import head
 from rollout import generate
-from tracking import plotter, run_config, run_folder
+from tracking import command_line, plotter, run_config, run_folder
+from update import lr_scale
 
 
 def config_of(folder="unused", **overrides):
@@ -108,7 +114,7 @@ def naive_losses(policy, teacher, rollout, loss, width):
     return torch.cat(result)
 
 
-@pytest.mark.parametrize("loss", distill.LOSSES)
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("max_logits", [None, 3000])  # all positions at once, and a few at a time
 def test_token_losses_equal_a_naive_pass_values_and_gradients(tokenizer, monkeypatch, loss, max_logits):
     """Also with a teacher whose head is padded to another width, as among the Qwen2.5 sizes."""
@@ -131,14 +137,14 @@ def test_lessons_become_the_rollout_that_sampled_them_stop_token_included(tokeni
     model = AutoModelForCausalLM.from_pretrained(ROOT / "models" / "tiny")
     problems = rldatasets.load_problems("arithmetic", "train", 6)
     config = config_of()
-    rollout = distill.sample(model, tokenizer, problems, config, seed=0)
+    rollout = examples.sample(model, tokenizer, problems, config, seed=0)
     stops = llms.stop_ids(model, tokenizer)
     lessons = []
-    for problem, record in zip(problems, distill.answer_records(problems, rollout, config), strict=True):
-        ids = distill.completion_ids(record, tokenizer, stops, True, config)
+    for problem, record in zip(problems, examples.answer_records(problems, rollout, config), strict=True):
+        ids = examples.completion_ids(record, tokenizer, stops, True, config)
         assert ids[-1] in stops or record["finish"] == "length"
         lessons.append(SFTExample(problem.question, ids))
-    again = distill.as_rollout(lessons, tokenizer, config, torch.device("cpu"))
+    again = examples.as_rollout(lessons, tokenizer, config, torch.device("cpu"))
     kept = [row for row, finish in enumerate(rollout.finish) if finish == "stop"]
     assert kept
     for row in kept:
@@ -183,11 +189,10 @@ def test_an_update_that_is_not_finite_is_skipped(tokenizer, monkeypatch):
 
 
 def test_learning_rate_schedule():
-    config = config_of(warmup_steps=3, final_lr_fraction=0.1)
-    factors = [distill.lr_factor(step, 11, config) for step in range(1, 12)]
+    factors = [lr_scale(step, 11, 3, 0.1, "cosine") for step in range(1, 12)]
     assert factors[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert factors[3:] == pytest.approx([0.1 + 0.9 * (1 + math.cos(math.pi * i / 7)) / 2 for i in range(8)])
-    assert min(distill.lr_factor(step, 2, config) for step in (1, 2)) > 0
+    assert min(lr_scale(step, 2, 3, 0.1, "cosine") for step in (1, 2)) > 0
 
 
 # ---------------------------------------------------------------- what is learned from
@@ -203,7 +208,7 @@ def test_every_reason_against_an_answer_is_counted():
         row_of(), row_of(completion=" c\n"), row_of(completion="d"), row_of(completion="e"), row_of(question="test"),
         row_of(finish="length"), row_of(form=0.0), row_of(right=0.0, question="r"), row_of(question="r"),
     ]  # fmt: skip
-    kept, counts = distill.filter_rows(rows, keep_per_problem=2, test_questions={"test"})
+    kept, counts = examples.filter_rows(rows, keep_per_problem=2, test_questions={"test"})
     assert counts == {
         "kept": 3, "test problem": 1, "truncated": 1, "badly formed": 1, "wrong": 1, "duplicate": 1, "surplus": 1,
     }  # fmt: skip
@@ -225,7 +230,7 @@ rows_of_all_kinds = st.lists(
 
 @given(rows_of_all_kinds, st.integers(1, 3))
 def test_counts_add_up_and_nothing_bad_passes(rows, keep_per_problem):
-    kept, counts = distill.filter_rows(rows, keep_per_problem, {"s"})
+    kept, counts = examples.filter_rows(rows, keep_per_problem, {"s"})
     assert sum(counts.values()) == len(rows) and counts["kept"] == len(kept)
     for row in kept:
         assert (row["finish"], row["reward/format"], row["reward/accuracy"]) == ("stop", 1.0, 1.0)
@@ -247,7 +252,7 @@ def test_gold_solutions_are_graded_right_and_well_formed():
         for prefill in (False, True):
             config = config_of(tags=tags, prefill=prefill)
             for row in (gsm8k, dataclasses.asdict(rldatasets.load_problems("arithmetic", "train", 1)[0])):
-                text = distill.gold_completion(row, config)
+                text = examples.gold_completion(row, config)
                 assert evaluator.accuracy_reward(text, row["answer"], tags) == 1.0
                 assert evaluator.format_reward(text, tags) == 1.0
                 assert "<<" not in text and "####" not in text
@@ -257,11 +262,11 @@ def test_gold_solutions_are_graded_right_and_well_formed():
 def test_a_completion_in_another_tokenizer_is_encoded_again_and_ends_in_its_own_stop_token(tokenizer):
     config = config_of(prefill=True)
     row = {"completion": "<reasoning>\n1+1=2</reasoning>\n<answer>2</answer>", "ids": [5, 6, 7]}
-    ids = distill.completion_ids(row, tokenizer, [tokenizer.eos_token_id], False, config)
+    ids = examples.completion_ids(row, tokenizer, [tokenizer.eos_token_id], False, config)
     assert ids[-1] == tokenizer.eos_token_id
     assert tokenizer.decode(ids[:-1]) == "1+1=2</reasoning>\n<answer>2</answer>", "the prefilled tag is the prompt's"
-    assert distill.completion_ids(row, tokenizer, [7], True, config) == [5, 6, 7]
-    assert distill.completion_ids(row, tokenizer, [2], True, config) == [5, 6, 7, 2], "the teacher stopped at a tag"
+    assert examples.completion_ids(row, tokenizer, [7], True, config) == [5, 6, 7]
+    assert examples.completion_ids(row, tokenizer, [2], True, config) == [5, 6, 7, 2], "the teacher stopped at a tag"
 
 
 # ---------------------------------------------------------------- students
@@ -273,21 +278,21 @@ def teacher():
 
 
 def test_a_student_of_the_shipped_base_s_size(teacher):
-    student = distill.new_student(StudentConfig.parse("layers=4,width=64"), teacher, seed=0)
+    student = new_student(StudentConfig.parse("layers=4,width=64"), teacher, seed=0)
     shipped = AutoModelForCausalLM.from_pretrained(ROOT / "models" / "tiny_student")
     assert [(n, p.shape) for n, p in student.named_parameters()] == [
         (n, p.shape) for n, p in shipped.named_parameters()
     ]
-    same, other = (distill.new_student(StudentConfig.parse("layers=4,width=64"), teacher, seed) for seed in (0, 1))
+    same, other = (new_student(StudentConfig.parse("layers=4,width=64"), teacher, seed) for seed in (0, 1))
     assert torch.equal(same.lm_head.weight, student.lm_head.weight)
     assert not torch.equal(other.lm_head.weight, student.lm_head.weight)
 
 
 def test_copied_teacher_layers(teacher, tmp_path):
-    whole = distill.new_student(StudentConfig.parse("layers=4,init=teacher_layers"), teacher, seed=0)
+    whole = new_student(StudentConfig.parse("layers=4,init=teacher_layers"), teacher, seed=0)
     ids = torch.randint(512, (2, 9))
     assert torch.equal(whole(ids).logits, teacher(ids).logits)
-    two = distill.new_student(StudentConfig.parse("layers=2,init=teacher_layers"), teacher, seed=0)
+    two = new_student(StudentConfig.parse("layers=2,init=teacher_layers"), teacher, seed=0)
     for mine, its in ((0, 0), (1, 3)):
         pairs = zip(two.model.layers[mine].parameters(), teacher.model.layers[its].parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
@@ -300,7 +305,7 @@ def test_copied_teacher_layers(teacher, tmp_path):
 def test_other_families_can_be_made_smaller():
     for family in ("qwen3", "llama"):  # qwen3 and llama name a head's width in their configuration
         teacher = random_model(family)
-        student = distill.new_student(StudentConfig.parse("layers=2,width=24"), teacher, seed=0)
+        student = new_student(StudentConfig.parse("layers=2,width=24"), teacher, seed=0)
         assert student(torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, 512)
         assert student.config.head_dim == 6 and student.model.layers[0].self_attn.q_proj.out_features == 24
 
@@ -329,9 +334,11 @@ def test_students_that_cannot_be_are_refused_before_anything_is_sampled(tmp_path
 
 def test_every_setting_is_read():
     borrowed = [
-        inspect.getsource(f) for f in (DistillConfig.prompting, DistillConfig.answering, DistillConfig.stop_tag)
+        inspect.getsource(f) for f in (DistillConfig.prompt_format, DistillConfig.answering, DistillConfig.stop_tag)
     ]
-    source = (ROOT / "distill.py").read_text() + "".join(borrowed)
+    files = [ROOT / name for name in ("distill.py", "update.py", "tracking/training_run.py")]
+    files += (ROOT / "distillation").glob("*.py")
+    source = "".join(file.read_text() for file in files) + "".join(borrowed)
     for f in dataclasses.fields(DistillConfig):
         assert re.search(rf"\b(config|self)\.{f.name}\b", source), f"{f.name} is parsed and never used"
 
@@ -367,7 +374,7 @@ def test_presets_are_valid_and_every_flag_overrides_them(preset):
 def test_bad_arguments_get_one_line_and_exit_code_2(arguments, fragments, capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["distill.py", *arguments.split()])
     with pytest.raises(SystemExit) as exit_code:
-        distill.main()
+        command_line.run_script(distill.main, command_line.parse_or_exit(parse_config))
     message = capsys.readouterr().err
     assert exit_code.value.code == 2 and message.count("\n") == 1
     for fragment in ("distill.py:", *fragments):
@@ -419,7 +426,7 @@ class InThisProcess:
 @pytest.fixture(scope="module")
 def here():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(distill, "ProcessPoolExecutor", InThisProcess)
+        patch.setattr(measurement, "ProcessPoolExecutor", InThisProcess)
         patch.setattr(rldatasets, "load_problems", functools.cache(rldatasets.load_problems))
         yield
 
@@ -488,7 +495,8 @@ class Stop(BaseException):
 
 def stop_at(monkeypatch, name, call):
     """The function raises at its n-th call, as a process that is killed there."""
-    original, calls = getattr(distill, name), []
+    owner = measurement if name == "measure" else examples if name == "generate" else distill
+    original, calls = getattr(owner, name), []
 
     def stopping(*arguments, **options):
         calls.append(1)
@@ -496,7 +504,7 @@ def stop_at(monkeypatch, name, call):
             raise Stop
         return original(*arguments, **options)
 
-    monkeypatch.setattr(distill, name, stopping)
+    monkeypatch.setattr(owner, name, stopping)
 
 
 @pytest.fixture
@@ -623,12 +631,12 @@ def test_a_sweep_measures_every_student(finished, tmp_path, no_pictures):
 
 
 def test_a_model_is_measured_in_a_process_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(distill, "ProcessPoolExecutor", ProcessPoolExecutor)
+    monkeypatch.setattr(measurement, "ProcessPoolExecutor", ProcessPoolExecutor)
     run_folder.JsonLines(tmp_path / "measured.jsonl").append({"model": "b", "known": "already"})
     config = config_of(eval_problems=64)
-    table = distill.measure_all({"a": "tiny_student", "b": "nowhere"}, config, tmp_path)
+    table = measure_all({"a": "tiny_student", "b": "nowhere"}, config, tmp_path)
     assert table["b"] == {"model": "b", "known": "already"}
-    assert distill.measure_all({"a": "nowhere"}, config, tmp_path)["a"] == table["a"], "measured once"
+    assert measure_all({"a": "nowhere"}, config, tmp_path)["a"] == table["a"], "measured once"
     # Weights; keys and values of 64 rows, 4 layers, 2 heads of 16 numbers, over 72 tokens and a prompt at least.
     at_least = 4 * table["a"]["parameters"] + 64 * 4 * 2 * 2 * 16 * 4 * 100
     assert at_least / 2**20 < table["a"]["peak_memory"] < 500

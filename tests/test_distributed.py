@@ -109,6 +109,7 @@ sys.path[:0] = ["."]
 import grpo, llms, main
 from engine import distributed
 from rollout import generate
+from update import update
 from tracking.run_config import PRESETS, GRPOConfig
 
 distributed.init_distributed()
@@ -133,7 +134,7 @@ for step, lengths in enumerate([(40, 40), (40, 3), (3, 40), (1, 40), (40, 40)]):
     advantages = torch.tensor([1.0, -1.0, 0.5, -0.5]) * (distributed.rank() != step % 2 or step == 4)
     if step == 3:  # nobody has anything to learn from
         advantages = advantages * 0
-    stats = main.update(policy, actor, None, optimizer, rollout, advantages, config)
+    stats = update(policy, actor, None, optimizer, rollout, advantages, config)
     llms.sync_actor(actor, policy)
     assert stats["updates"] == (step != 3), (step, stats)
     mine = torch.cat([distributed.full_tensor(p).detach().flatten() for p in policy.parameters()])

@@ -24,8 +24,8 @@ import main
 import rldatasets
 from engine import kv_cache
 from rollout import generate
-from tracking import doctor
-from tracking.run_config import PRESETS, GRPOConfig
+from tracking import command_line, doctor
+from tracking.run_config import PRESETS, GRPOConfig, parse_config
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +260,7 @@ def test_exit_code_and_summary(data, monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sys, "argv", ["main.py", "--preset", "tiny", "--doctor", *arguments])
         monkeypatch.chdir(tmp_path)
         with pytest.raises(SystemExit) as ended:
-            main.main()
+            command_line.run_script(main.main, command_line.parse_or_exit(parse_config))
         return ended.value.code, capsys.readouterr()
 
     few = ("--problems_per_step", "4", "--dataset_path", data)

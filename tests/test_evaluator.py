@@ -17,6 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import evaluator
+import rldatasets
+import rollout
 from evaluator import (
     REWARDS,
     TAGS,
@@ -35,7 +37,7 @@ from evaluator import (
     total,
     wilson_interval,
 )
-from rldatasets import Problem
+from rldatasets import Problem, PromptFormat
 
 
 def blocks(answer, reasoning="Nine and nine.", tags="reasoning"):
@@ -807,14 +809,14 @@ def scripted(monkeypatch):
             is_soft = mask & (torch.arange(mask.shape[1]) == 0)  # the first step of every row, at weight 0.5
             return SimpleNamespace(
                 texts=texts, finish=finish, completion_mask=mask, lengths=lengths, is_soft=is_soft,
-                top_weight=1 - 0.5 * is_soft.float(),
+                top_weight=1 - 0.5 * is_soft.float(), entropy=torch.zeros(mask.shape),
             )  # fmt: skip
 
         monkeypatch.setattr(
-            evaluator, "build_prompt", mock.create_autospec(evaluator.build_prompt, side_effect=fake_prompt)
+            rldatasets, "build_prompt", mock.create_autospec(rldatasets.build_prompt, side_effect=fake_prompt)
         )
-        monkeypatch.setattr(evaluator, "generate", mock.create_autospec(evaluator.generate, side_effect=fake_generate))
-        return evaluator.generate
+        monkeypatch.setattr(rollout, "generate", mock.create_autospec(rollout.generate, side_effect=fake_generate))
+        return rollout.generate
 
     return install
 
@@ -883,8 +885,8 @@ def test_evaluate_greedy(scripted):
 def test_evaluate_passes_its_settings_on(scripted):
     generate = scripted({"q0": [blocks("18", tags="think")] * 2})
     result = evaluate(
-        "model", "tok", PROBLEMS[:1], samples=2, temperature=0.7, max_new_tokens=33, tags="think", prompt_style="plain",
-        seed=5,
+        "model", "tok", PROBLEMS[:1], samples=2, temperature=0.7, max_new_tokens=33, seed=5,
+        prompt_format=PromptFormat("think", "plain"),
     )  # fmt: skip
     generate.assert_called_once_with(
         "model",

@@ -21,10 +21,13 @@ import evaluator
 import grpo
 import llms
 import main
-from main import train, update
+import rldatasets
+import rollout
+from main import train
 from rollout import generate
-from tracking import training_run
+from tracking import command_line, plotter, run_config, summaries, training_run
 from tracking.run_config import PRESETS, GRPOConfig, parse_config
+from update import lr_scale, update
 
 GSM8K = ROOT.parent / "shared/data/gsm8k"
 
@@ -33,10 +36,10 @@ GSM8K = ROOT.parent / "shared/data/gsm8k"
 
 
 def test_without_cuda_the_tiny_preset_and_a_line_that_says_so(capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(run_config, "has_cuda_device", lambda: False)
     assert parse_config([]).model_name == "tiny"
     assert "preset tiny: no CUDA device" in capsys.readouterr().out
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(run_config, "has_cuda_device", lambda: True)
     assert parse_config([]).preset == "qwen2.5-1.5b"
     assert parse_config(["--preset", "tiny"]).preset == "tiny"
 
@@ -52,10 +55,11 @@ def test_presets_are_valid_and_every_flag_overrides_them(preset):
 
 
 def test_every_setting_is_read():
-    source = (ROOT / "main.py").read_text() + (ROOT / "tracking" / "doctor.py").read_text()
+    files = ("main.py", "update.py", "tracking/training_run.py", "tracking/step_records.py", "tracking/summaries.py")
+    source = "".join((ROOT / file).read_text() for file in (*files, "tracking/doctor.py"))
     methods = (
         GRPOConfig.rollout_mode,
-        GRPOConfig.prompting,
+        GRPOConfig.prompt_format,
         GRPOConfig.answering,
         GRPOConfig.stop_tag,
         GRPOConfig.uses_bf16,
@@ -292,11 +296,10 @@ def test_micro_batches_keep_the_budget_and_every_row(tokenizer):
 
 
 def test_learning_rate_schedule():
-    config = tiny_config("unused", max_steps=11, warmup_steps=3, final_lr_fraction=0.1)
-    factors = [main.lr_factor(step, config) for step in range(1, 12)]
+    factors = [lr_scale(step, 11, warmup_steps=3, final_fraction=0.1) for step in range(1, 12)]
     assert factors[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert factors[3:] == pytest.approx([1 - 0.9 * i / 7 for i in range(8)])
-    assert min(main.lr_factor(step, tiny_config("unused", max_steps=1, warmup_steps=0)) for step in range(1, 4)) > 0
+    assert min(lr_scale(step, 1, warmup_steps=0, final_fraction=0.1) for step in range(1, 4)) > 0
 
 
 # ---------------------------------------------------------------- whole runs
@@ -498,7 +501,7 @@ def test_a_resumed_run_refuses_settings_that_change_its_steps(finished_run):
 def test_updates_that_stay_non_finite_end_the_run_with_a_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluator, "total", lambda scores, weights: math.nan)
     config = tiny_config(tmp_path / "run", max_steps=9, minibatches=2, eval_steps=100, save_steps=100)
-    with pytest.raises(training_run.TrainingStopped, match="6 updates in a row were not finite; step 3 is saved"):
+    with pytest.raises(training_run.TrainingStopped, match="step 3 is saved; 6 updates in a row were not finite"):
         train(config)
     rows = metrics_of(tmp_path / "run")
     assert [row.get("skipped_updates") for row in rows] == [None, 2, 2, 2] and rows[1]["reward"] is None
@@ -638,7 +641,7 @@ def test_the_log_prob_gap_is_the_mean_difference_of_the_real_draws(tokenizer):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """They take longer than a short run."""
-    monkeypatch.setattr(main.plotter, "plot_run", lambda folder: None)
+    monkeypatch.setattr(plotter, "plot_run", lambda folder: None)
 
 
 @pytest.fixture(scope="module")
@@ -646,7 +649,7 @@ def small_data(tmp_path_factory):
     """A folder with 20 problems of each split, which loads faster than the endless task."""
     folder = tmp_path_factory.mktemp("data")
     for split in ("train", "test"):
-        problems = main.rldatasets.generate_arithmetic(split, 20)
+        problems = rldatasets.generate_arithmetic(split, 20)
         lines = [json.dumps({"question": p.question, "answer": p.solution}) + "\n" for p in problems]
         (folder / f"{split}.jsonl").write_text("".join(lines))
     return str(folder)
@@ -719,16 +722,16 @@ def files_of(folder):
 @pytest.fixture(scope="module")
 def whole_evaluation(held_out, tmp_path_factory):
     """A finished evaluation: two greedy batches, of 8 and 4 rows, and three sampled ones."""
-    return main.evaluate_only(eval_config(tmp_path_factory.mktemp("evaluation") / "run", held_out))
+    return summaries.evaluate_only(eval_config(tmp_path_factory.mktemp("evaluation") / "run", held_out))
 
 
 def test_evaluation_alone_against_evaluate(tmp_path, held_out, capsys):
     """It needs a test split only, and eval_samples 8 gives pass@8 and maj@8."""
     config = eval_config(tmp_path / "run", held_out, eval_samples=8, eval_problems=5)
-    folder = main.evaluate_only(config)
+    folder = summaries.evaluate_only(config)
     table = json.loads((folder / "eval.json").read_text())
     model, tokenizer = llms.load("tiny")
-    problems = main.rldatasets.load_problems("arithmetic", "test", 5, held_out)
+    problems = rldatasets.load_problems("arithmetic", "test", 5, held_out)
     for name, temperature, samples in (("greedy", 0.0, 1), ("sampled", 1.0, 8)):
         expected = evaluator.evaluate(
             model, tokenizer, problems, samples=samples, temperature=temperature, max_new_tokens=40, seed=0,
@@ -760,17 +763,17 @@ def test_an_interrupted_evaluation_goes_on_and_ends_as_if_it_had_not_been(
         made.append(1)
         return original(*arguments, **options)
 
-    original = evaluator.generate
-    monkeypatch.setattr(evaluator, "generate", generate_until)
+    original = rollout.generate
+    monkeypatch.setattr(rollout, "generate", generate_until)
     with pytest.raises(KeyboardInterrupt):
-        main.evaluate_only(config)
+        summaries.evaluate_only(config)
     if torn:
         with open(tmp_path / "run" / ("sampled.jsonl" if batches_done > 2 else "greedy.jsonl"), "a") as log:
             log.write('{"question": "Mia has')
 
     again = []
-    monkeypatch.setattr(evaluator, "generate", lambda *a, **k: (again.append(1), original(*a, **k))[1])
-    assert files_of(main.evaluate_only(config)) == files_of(whole_evaluation)
+    monkeypatch.setattr(rollout, "generate", lambda *a, **k: (again.append(1), original(*a, **k))[1])
+    assert files_of(summaries.evaluate_only(config)) == files_of(whole_evaluation)
     assert len(again) == 5 - batches_done, "batches that were done are not made again"
 
 
@@ -779,13 +782,13 @@ def test_a_batch_that_was_logged_in_part_is_made_again(tmp_path, held_out, whole
     lines = (folder / "sampled.jsonl").read_text().splitlines(keepends=True)
     (folder / "sampled.jsonl").write_text("".join(lines[:13]))  # one batch of 8 and a part
     (folder / "eval.json").unlink()
-    assert files_of(main.evaluate_only(eval_config(folder, held_out))) == files_of(whole_evaluation)
+    assert files_of(summaries.evaluate_only(eval_config(folder, held_out))) == files_of(whole_evaluation)
 
 
 def test_a_finished_evaluation_is_shown_again_without_sampling(held_out, whole_evaluation, monkeypatch):
     before = files_of(whole_evaluation)
-    monkeypatch.setattr(evaluator, "generate", lambda *a, **k: pytest.fail("sampled again"))
-    assert files_of(main.evaluate_only(eval_config(whole_evaluation, held_out))) == before
+    monkeypatch.setattr(rollout, "generate", lambda *a, **k: pytest.fail("sampled again"))
+    assert files_of(summaries.evaluate_only(eval_config(whole_evaluation, held_out))) == before
 
 
 def test_other_settings_do_not_go_on_with_an_evaluation(tmp_path, held_out, whole_evaluation):
@@ -797,12 +800,12 @@ def test_other_settings_do_not_go_on_with_an_evaluation(tmp_path, held_out, whol
     )  # fmt: skip
     for name, value in others.items():
         with pytest.raises(ValueError) as error:
-            main.evaluate_only(dataclasses.replace(config, **{name: value}))
+            summaries.evaluate_only(dataclasses.replace(config, **{name: value}))
         text = str(error.value)
         assert text.startswith(f"--{name} {value}: ") and f"made with {getattr(config, name)}" in text
         assert "--output_dir" in text and "--overwrite_output_dir" in text and "\n" not in text
     assert files_of(folder) == files_of(whole_evaluation)
-    main.evaluate_only(dataclasses.replace(config, seed=1, overwrite_output_dir=True))
+    summaries.evaluate_only(dataclasses.replace(config, seed=1, overwrite_output_dir=True))
     assert files_of(folder)["greedy.jsonl"] == files_of(whole_evaluation)["greedy.jsonl"]  # which has no use for seeds
     assert files_of(folder)["sampled.jsonl"] != files_of(whole_evaluation)["sampled.jsonl"]
 
@@ -810,7 +813,7 @@ def test_other_settings_do_not_go_on_with_an_evaluation(tmp_path, held_out, whol
 def test_evaluation_and_training_do_not_share_a_folder(whole_evaluation, finished_run, small_data):
     before = everything_in(finished_run), everything_in(whole_evaluation)
     with pytest.raises(ValueError, match="--output_dir, or replace it with --overwrite_output_dir"):
-        main.evaluate_only(eval_config(finished_run, small_data))
+        summaries.evaluate_only(eval_config(finished_run, small_data))
     with pytest.raises(ValueError, match="already holds a run"):
         train(tiny_config(whole_evaluation, dataset_path=small_data))
     assert (everything_in(finished_run), everything_in(whole_evaluation)) == before
@@ -828,7 +831,9 @@ def test_any_file_in_the_shape_of_gsm8k_is_measured(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     arguments = "--preset tiny --eval_only --dataset_name svamp --dataset_path svamp.jsonl --max_completion_length 30"
     monkeypatch.setattr(sys, "argv", ["main.py", *arguments.split()])
-    main.main()
+    with pytest.raises(SystemExit) as finished:
+        command_line.run_script(main.main, command_line.parse_or_exit(parse_config))
+    assert finished.value.code is None
     assert "tiny on 4 test problems" in capsys.readouterr().out
     table = json.loads((tmp_path / "runs/eval-tiny/eval.json").read_text())
     assert table["greedy"]["n"] == table["sampled"]["n"] == 4

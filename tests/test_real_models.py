@@ -33,8 +33,9 @@ import main
 import rldatasets
 from rollout import generate
 from soft_thinking import SoftThinking, TagMatcher
-from tracking import doctor
+from tracking import doctor, plotter
 from tracking.run_config import PRESETS, GRPOConfig
+from update import update
 
 SHARED = ROOT.parent / "shared"
 TAG_STYLES = ("reasoning", "think")
@@ -122,11 +123,11 @@ def test_no_gsm8k_prompt_is_over_the_presets_limits(qwen, capsys):
     assert len(problems) == 7473 + 1319
     configs = [GRPOConfig(**(PRESETS[name] | dict(prefill=True))) for name in PRESETS if name != "tiny"]
     assert all(config.max_prompt_length == 512 for config in configs)
-    for options in {str(config.prompting()): config.prompting() for config in configs}.values():
-        frame = len(ids_of(qwen, rldatasets.build_prompt(qwen, "", **options)))
+    for prompt_format in {config.prompt_format() for config in configs}:
+        frame = len(ids_of(qwen, prompt_format.prompt(qwen, "")))
         long_ones = [problem for problem in problems if len(problem.question.encode()) > 500 - frame]
         assert len(long_ones) > 100
-        assert rldatasets.drop_long_prompts(long_ones, qwen, 512, **options) == long_ones
+        assert rldatasets.drop_long_prompts(long_ones, qwen, 512, prompt_format) == long_ones
         assert "dropped" not in capsys.readouterr().out
 
 
@@ -427,7 +428,7 @@ def test_an_update_as_on_a_gpu(tokenizer):
     def step(model, actor, reference, bf16):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         config = tiny_config("unused", beta=0.1, minibatches=1, loss_type="dapo", max_grad_norm=1e9, bf16=bf16)
-        return main.update(model, actor, reference, optimizer, rollout, advantages, config)
+        return update(model, actor, reference, optimizer, rollout, advantages, config)
 
     step(fp32, fp32, llms.make_reference(fp32, bf16=False), False)
     stats = step(policy, actor, reference, True)
@@ -483,7 +484,7 @@ def plant(folder, odd):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """They take longer than a short run."""
-    monkeypatch.setattr(main.plotter, "plot_run", lambda folder: None)
+    monkeypatch.setattr(plotter, "plot_run", lambda folder: None)
 
 
 def small_dataset(folder, count=16):
@@ -665,7 +666,7 @@ def _train_at_the_real_size(connection, num_layers, num_problems, max_new_tokens
         rollout = generate(
             model, tokenizer, prompts, group_size=2, max_new_tokens=config.max_completion_length, seed=step
         )
-        stats = main.update(model, model, None, optimizer, rollout, advantages, config)
+        stats = update(model, model, None, optimizer, rollout, advantages, config)
     connection.send(
         dict(
             stats,

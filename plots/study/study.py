@@ -45,6 +45,9 @@ import evaluator
 import llms
 import main
 import rldatasets
+from distillation import examples
+from distillation.config import PRESETS as DISTILL_PRESETS
+from distillation.config import DistillConfig
 from tracking import plotter, run_config, run_folder, training_run
 
 NEVER = 1_000_000  # steps
@@ -61,6 +64,12 @@ ANSWERED = {"accuracy": "accuracy", "format_rate": "format_rate", "completion_le
 class Budget:
     """CPU seconds that may be spent. Takes the place of run_folder.stopwatch: the seconds that it times are charged.
     Takes the place of training_run.SignalHandler too: `signal` is set once `limit` is spent."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
 
     def __init__(self, limit: float):
         self.limit, self.spent = limit, 0.0
@@ -95,7 +104,7 @@ def grpo(job: Job, **overrides) -> str:
     own = dict(seed=job.seed, output_dir=str(job.folder))
     config = run_config.GRPOConfig(**run_config.PRESETS["tiny"] | endless | overrides | own)
     with contextlib.suppress(training_run.TrainingStopped):
-        main.run_steps(config, main.prepare(config), job.budget)
+        main.train(config, signals=job.budget)
     seconds = 0.0
     for row in run_folder.JsonLines(job.folder / "metrics.jsonl").read()[1:]:  # the first is an evaluation
         seconds += row["time/rollout"] + row["time/train"]
@@ -103,10 +112,10 @@ def grpo(job: Job, **overrides) -> str:
     return str(job.folder / "checkpoints" / "latest")
 
 
-def sft_config(job: Job) -> distill.DistillConfig:
+def sft_config(job: Job) -> DistillConfig:
     own = dict(model_name="tiny", teacher_name="tiny", seed=job.seed, learning_rate=SFT_LEARNING_RATE, warmup_steps=5)
     endless = dict(epochs=float(NEVER), save_steps=NEVER, final_lr_fraction=1.0)
-    return distill.DistillConfig(**distill.PRESETS["tiny"] | own | endless)
+    return DistillConfig(**DISTILL_PRESETS["tiny"] | own | endless)
 
 
 def sft(job: Job, start: str, rows: list[dict], folder: Path, until: float) -> str:
@@ -115,7 +124,7 @@ def sft(job: Job, start: str, rows: list[dict], folder: Path, until: float) -> s
     while job.budget.spent < until or not Path(model).exists():  # one step at least
         job.budget.limit = min(until, job.budget.spent + job.seconds / LOOKS)
         with contextlib.suppress(training_run.TrainingStopped):
-            distill.train_student(sft_config(job), start, rows, folder)
+            distill.train_student(sft_config(job), start, rows, folder, signals=job.budget)
         row = run_folder.JsonLines(folder / "metrics.jsonl").read()[-1]
         row |= {"step": before + row["step"], "seconds": job.budget.spent}
         job.curve.append(row | answer(model, "validation", LOOK_PROBLEMS, 1.0, job))
@@ -125,7 +134,7 @@ def sft(job: Job, start: str, rows: list[dict], folder: Path, until: float) -> s
 def sft_on_gold(job: Job) -> str:
     """Supervised training on the data set's own solutions."""
     rows = [dataclasses.asdict(problem) for problem in rldatasets.load_problems("arithmetic", "train")]
-    return sft(job, "tiny", distill.gold_rows(rows, sft_config(job)), job.folder, job.seconds)
+    return sft(job, "tiny", examples.gold_rows(rows, sft_config(job)), job.folder, job.seconds)
 
 
 def sft_on_samples(job: Job, rounds: int = 1, from_teacher: bool = False) -> str:
@@ -150,9 +159,9 @@ def verified_answers(job: Job, model_name: str, number: int) -> list[dict]:
         step += 1
         batch = rldatasets.problems_of_step(problems, step, config.problems_per_step, config.seed)
         with job.budget.stopwatch(model.device):
-            rollout = distill.sample(model, tokenizer, batch, config, seed=config.seed * 1_000_003 + step)
-        rows += distill.answer_records(batch, rollout, config)
-    return distill.filter_rows(rows, config.keep_per_problem, test_questions=set())[0]  # none is in a training split
+            rollout = examples.sample(model, tokenizer, batch, config, seed=config.seed * 1_000_003 + step)
+        rows += examples.answer_records(batch, rollout, config)
+    return examples.filter_rows(rows, config.keep_per_problem, test_questions=set())[0]  # none is in a training split
 
 
 def untrained(job: Job) -> str:
@@ -217,7 +226,7 @@ def run_job(variant: str, seed: int, seconds: float, teacher: str | None) -> tup
     """One run in a process of a pool: (its row of results.jsonl, the rows of its learning curve)."""
     torch.set_num_threads(1)
     budget = Budget(seconds)
-    run_folder.stopwatch, training_run.SignalHandler = budget.stopwatch, lambda: contextlib.nullcontext(budget)
+    run_folder.stopwatch = budget.stopwatch
     plotter.plot_run = lambda folder: None
     with contextlib.ExitStack() as stack:
         folder, nowhere = stack.enter_context(tempfile.TemporaryDirectory()), stack.enter_context(open(os.devnull, "w"))
