@@ -6,8 +6,8 @@
     python token_analysis.py --compare tiny runs/tiny/checkpoints/latest --output_dir before_and_after
     python token_analysis.py --compare normal_trace soft_trace       # two folders: from their data alone
 
-rollout.generate samples a trace, and the model reads it once more, soft mixtures included. All numbers come from this
-second pass. The trace is saved, and everything that is shown is made from what was saved:
+rollout.generate samples an answer, and the model reads it once more, soft mixtures included: all numbers come from this
+second pass. The result, a trace, is saved, and all tables and pictures are made from the saved files:
 
     meta.json, trace.npz, trace.jsonl   the trace: settings and answers; arrays; tokens with their bytes and top-k
     tokens.csv                          one row per step, all scalars (`Trace.columns` defines them)
@@ -18,9 +18,9 @@ second pass. The trace is saved, and everything that is shown is made from what 
 Each distribution is measured twice: at temperature 1, and (suffix `_t`) at the sampling temperature; for greedy
 decoding that is 1, as in rollout.py. Units are nats; bits = nats / ln 2.
 
-This file has the settings and the command line. In analysis/: measures (the formulas), recording (sampling and
-measuring), trace (what was recorded, and its tables), files (saving, loading, views), comparison; pictures,
-token_figures, comparison_pictures, page.
+This file has the settings and the command line. The work is done in analysis/, to be read in this order: measures.py
+(the formulas), trace.py (what a trace has), recording.py (sampling and measuring one), files.py (saving, loading,
+tables), comparison.py; then pictures.py, token_figures.py, comparison_pictures.py and page.py, which draw.
 
 Left out on purpose: hidden states and attention (the subject is what a model says, not why), other samplers.
 """

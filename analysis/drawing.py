@@ -1,4 +1,4 @@
-"""What the pictures of a trace share: labels of tokens, the axis over steps, colours, ticks, legends."""
+"""Parts that the pictures of a trace share: labels of tokens, the axis over steps, colours, ticks, legends."""
 
 import functools
 import math
@@ -17,7 +17,7 @@ FLOOR = -10  # log10 p at which colour scales end
 
 
 def drawable(text: str, limit: int = 14) -> str:
-    """A token as a label of at most `limit` characters: white space is made visible, characters that the font does not
+    """A token as a label of at most `limit` characters. White space is made visible, characters that the font does not
     have are escaped."""
     label = "".join(VISIBLE.get(c) or (c if c.isprintable() and ord(c) in _glyphs() else ascii(c)[1:-1]) for c in text)
     return label if len(label) <= limit else label[: limit - 1] + "…"
@@ -53,7 +53,7 @@ def step_width(num_steps: int) -> float:
 
 
 def shade_parts(axes, parts: list[str]) -> None:
-    """A coloured band behind each part of the text, with its name at the top. parts: of each step, as Trace.parts."""
+    """A coloured band behind each part of the text, with its name at the top. parts: Trace.parts."""
     start = 0
     for name, run in groupby(parts):
         stop = start + len(list(run))
@@ -65,8 +65,8 @@ def shade_parts(axes, parts: list[str]) -> None:
 
 
 def select_spaced(positions, order, gap: float) -> list[int]:
-    """The indices in `order`, without those that are closer than `gap` to one selected before: labels that do not
-    overlap."""
+    """The indices in `order`, but for those whose position is less than `gap` from one selected before: labels at these
+    positions do not overlap."""
     selected: list[int] = []
     for i in order:
         if all(abs(positions[i] - positions[j]) >= gap for j in selected):

@@ -1,6 +1,7 @@
 """The PNG pictures of a trace, in the style of tracking/plotter.py.
 
-They are made from the trace alone, without a model or a tokenizer.
+They are made from the trace alone, without a model or a tokenizer. Each figure has a function, in the order of the
+numbers in their docstrings.
 """
 
 import math
@@ -75,8 +76,11 @@ def entropy_figure(trace) -> Figure:
 
 
 def heatmap_figure(trace, start: int) -> Figure:
-    """2. A page of the top-k heatmap, from step `start`: rows are steps, columns are ranks. The first
-    column has the chosen token, and its rank if that is beyond the last column; among the ranks it is outlined."""
+    """2. A page of the top-k heatmap, from step `start`: rows are steps, columns are ranks.
+
+    The chosen token is in the first column, with its rank if that is beyond the last column. Among the ranks it is
+    outlined.
+    """
     stop = min(start + HEATMAP_STEPS, len(trace))
     ranks = min(HEATMAP_RANKS, trace["topk_ids"].shape[1])
     logp = np.column_stack([trace["logp"], trace["topk_logp"][:, :ranks]])[start:stop]

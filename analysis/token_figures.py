@@ -1,6 +1,7 @@
 """One PDF figure for every token of a trace: the rank curve of the whole vocabulary beside the likeliest tokens.
 
-Each worker process keeps one figure and changes only its data.
+A figure is made once per job of FIGURES_PER_JOB steps; from step to step only its data change. Jobs run in a process
+pool if there are many.
 """
 
 import math
@@ -19,14 +20,15 @@ from tracking.plotter import BLACK, BLUE, GREY, STYLE, VERMILLION
 
 LIKELIEST = 20  # tokens with a bar
 FIGURES_PER_WORKER = 100  # a worker process takes about as long to start as to draw this many figures
-FIGURES_PER_JOB = 16
+FIGURES_PER_JOB = 16  # drawn by one process, one after another
 
 
 class TokenFigure:
-    """A figure that is made once and then filled for each step.
+    """A figure that `fill` sets to any step. A new figure for each step takes several times as long, mostly because of
+    axes and tick labels.
 
-    Making a new figure for each token takes several times as long, mostly for axes and tick labels. arrays, texts: of a
-    trace, and the text of every id in it; a worker process gets these, since unpickling a Trace would import torch.
+    arrays: of a trace. texts: the text of every token id in them. A worker process gets these two in place of a Trace,
+    because a Trace would import torch there.
     """
 
     @rc_context(STYLE)
@@ -66,7 +68,7 @@ class TokenFigure:
         fixed_ticks(axes.xaxis, [0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
 
     def fill(self, t: int) -> None:
-        """Shows step t."""
+        """Sets curve, bars and texts to step t."""
         a, top_k = self.arrays, self.arrays["topk_ids"].shape[1]
         token, p, rank = int(a["token_ids"][t]), math.exp(a["logp"][t]), int(a["rank"][t])
         self.title.set_text(f"Step {t} of {len(a['token_ids'])}: {drawable(self.texts[token], 40)}")
