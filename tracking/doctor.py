@@ -219,7 +219,8 @@ def examine_rollout(config, model, tokenizer, problems):
     passed = sum(evaluator.accuracy_reward(a, g, config.tags) for a, g in zip(answers, golds, strict=True)) / rows
     formed = sum(evaluator.format_reward(a, config.tags) for a in answers) / rows
     cut_off = rollout.finish.count("length") / rows
-    no_signal = (grpo.compute_advantages(rewards, config.group_size, "none").view(-1, config.group_size) == 0).all(dim=1)
+    advantages = grpo.compute_advantages(rewards, config.group_size, "none").view(-1, config.group_size)
+    no_signal = (advantages == 0).all(dim=1)
     yield judge(
         passed > 0,
         "pass rate",
