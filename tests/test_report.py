@@ -208,6 +208,31 @@ def test_the_head_shows_before_and_after():
     assert sampled["cells"][0] == [0.2, *evaluator.wilson_interval(20, 100)]
 
 
+# ---------------------------------------------------------------- a student of distill.py
+
+
+def test_a_student_gets_a_report_of_its_own_kind(tmp_path):
+    """Settings of distill.py, and metrics without rewards and evaluations."""
+    config = vars(distill.DistillConfig(**(distill.PRESETS["tiny"] | {"loss": "rkl", "on_policy_fraction": 0.5})))
+    (tmp_path / "args.json").write_text(json.dumps({"config": config | {"teacher_name": "runs/tiny"}, "device": "cpu"}))
+    rows = [
+        {"step": step, "loss": 2 / step, "lr": 1e-3, "grad_norm": 1.0, "on_policy": step % 2, "skipped_updates": 0}
+        for step in range(1, 31)
+    ]
+    run_folder.JsonLines(tmp_path / "metrics.jsonl").append(*rows)
+    data = blocks_of(report.make_report(tmp_path))["data"]
+    drawn = {
+        section["heading"]: [c["key"] for p in section["panels"] for c in p["curves"]] for section in data["sections"]
+    }
+    assert drawn == {"Optimization": ["grad_norm", "lr", "skipped_updates"], "Distillation": ["loss", "on_policy"]}
+    facts = data["headline"]["facts"]
+    assert (facts["steps"], facts["teacher"], facts["loss"]) == ("30", "runs/tiny", "rkl") and "control" not in facts
+    assert [finding["name"] for finding in data["findings"]] == ["Skipped updates"]
+    origin = {row["name"]: row["origin"] for row in data["config"]}
+    assert origin["loss"] == origin["teacher_name"] == "command line" and origin["jsd_beta"] == "default"
+    assert origin["epochs"] == "default" and origin["learning_rate"] == "preset tiny"
+
+
 # ---------------------------------------------------------------- the page as a file
 
 
@@ -377,7 +402,7 @@ def test_layout_fits_and_text_is_readable(tmp_path, width, scheme):
         pytest.skip(browser.MISSING)
     samples = [train_row(1, 0, a, "w" * 300, tokens=["w" * 300, " x"]) for a in range(2)]
     samples += [eval_row(0, "v" * 300, question="q" * 300)]
-    rows = [evaluation(0, 0.5), *metric_rows(kl=3.0), evaluation(8, 0.4)]
+    rows = [evaluation(0, 0.5), *metric_rows(kl=3.0, logprob_gap=1.0), evaluation(8, 0.4)]
     folder = write_run(tmp_path, rows, samples, model_name="m" * 200)
     contrast = """
     const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });

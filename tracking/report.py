@@ -82,17 +82,22 @@ def headline(rows: list[dict], args: dict) -> dict:
     The measures are those of the first and the last evaluation, after the training steps in "steps", on "n" problems.
     """
     config = args["config"]
-    done, max_steps = rows[-1]["step"] if rows else 0, config.get("max_steps")
+    done = rows[-1]["step"] if rows else 0
     facts = {
         "preset": config.get("preset"),
         "model": config.get("model_name"),
         "dataset": config.get("dataset_path") or config.get("dataset_name"),
-        "steps": f"{done} of {max_steps}" + ("" if done == max_steps else " (unfinished)"),
+        "steps": f"{done}",
         "device": args.get("device"),
         "seed": config.get("seed"),
     }
-    if config.get("control", "none") != "none":
-        facts["control"] = config["control"]
+    if is_distillation(config):
+        facts |= {"teacher": config.get("teacher_name"), "loss": config.get("loss")}
+    else:
+        max_steps = config.get("max_steps")
+        facts["steps"] += f" of {max_steps}" + ("" if done == max_steps else " (unfinished)")
+        if config.get("control", "none") != "none":
+            facts["control"] = config["control"]
     results, measures = health.evaluations(rows), []
     ends = results[:1] + results[1:][-1:]
     names = {"accuracy": "sampled", "accuracy_greedy": "greedy", "accuracy_soft": "soft", "format_rate": "format"}
@@ -110,10 +115,20 @@ def value_and_interval(key: str, row: dict, config: dict) -> list[float] | None:
     return value if value is None else [value, *(report_curves.interval(key, value, row, config) or ())]
 
 
+def is_distillation(config: dict) -> bool:
+    """Whether these are settings of distill.py; otherwise they are of main.py."""
+    return "on_policy_fraction" in config
+
+
 def compare_config(config: dict) -> list[dict]:
     """Every setting with its value, its default and where the value comes from; settings that differ come first."""
-    fields = {field.name: field for field in dataclasses.fields(GRPOConfig)}
-    preset = PRESETS.get(config.get("preset"), {})
+    config_class, presets = GRPOConfig, PRESETS
+    if is_distillation(config):
+        import distill  # here, because distill imports main, and main imports this module
+
+        config_class, presets = distill.DistillConfig, distill.PRESETS
+    fields = {field.name: field for field in dataclasses.fields(config_class)}
+    preset = presets.get(config.get("preset"), {})
     rows = []
     for name, value in config.items():
         if name not in fields:
