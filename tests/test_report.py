@@ -1,5 +1,5 @@
-"""report.py: every logged metric is explained, any run makes a page that works in a real browser, and model text is
-shown as text."""
+"""report.py and its parts: every logged metric is explained, any run makes a page that works in a real browser, and
+model text is shown as text."""
 
 import json
 import math
@@ -19,7 +19,7 @@ import distill
 import evaluator
 import main
 import rldatasets
-from tracking import report, report_curves, report_samples, run_folder
+from tracking import pages, report, report_curves, report_samples, run_folder
 from tracking.run_config import PRESETS, GRPOConfig
 
 # What a model may write: markup, the end of a script block, controls, other directions, half characters.
@@ -246,6 +246,12 @@ def test_the_page_asks_for_nothing_and_holds_its_data_safely(tmp_path):
     around = around.replace("http://www.w3.org/2000/svg", "")
     assert not re.search(r"https?:|//[a-z]|@import|url\(|\bsrc=|fetch|XMLHttp|innerHTML|insertAdjacent|eval\(", around)
     assert not list(tmp_path.glob(".report*")), "nothing half-written is left"
+
+
+def test_a_block_that_could_end_its_script_element_is_refused():
+    with pytest.raises(ValueError, match="'report', block 'data'"):
+        pages.render("report", {"data": '"</script>"'})
+    assert json.loads(pages.to_json("<!--</script>")) == "<!--</script>"
 
 
 @pytest.mark.parametrize("torn", ['{"step": 9, "rewa', '{"step": 9, "split": "train", "prompt": "\ud83d'])

@@ -14,6 +14,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from tracking import health, pages, plotter, report_curves, report_samples
 from tracking.run_config import PRESETS, GRPOConfig
@@ -155,7 +156,7 @@ def main() -> None:
         fail(error)
 
 
-def fail(message) -> None:
+def fail(message) -> NoReturn:
     """Prints one line to stderr and exits with code 2."""
     print(f"report.py: {message}", file=sys.stderr)
     sys.exit(2)

@@ -1,14 +1,12 @@
-"""HTML pages as single files: base.html with a page's body, style sheet, script and data written into it.
+"""Puts HTML pages together: each becomes one file that holds its style sheet, script and data.
 
-A page NAME is made of five files here, which an editor colours and a linter reads:
+    base.html                  head of every page, and the order of its parts
+    NAME.html                  title and body of a page
+    shared.css, NAME.css       its style sheet: what all pages share, then what only this page has
+    shared.js, NAME.js         its script, likewise
 
-    base.html                  head and order of every page
-    shared.css, shared.js      colours, text and helpers of every page; NAME.css and NAME.js follow them
-    NAME.html                  title and body
-    NAME.css, NAME.js          what only this page has
-
-The finished file needs nothing else: its content security policy forbids every request. Model text reaches a page as
-JSON in a script block that the browser does not run, and the script writes it into the document as text.
+The content security policy in base.html forbids every network request. Model text reaches a page as JSON in a script
+block that the browser does not run, and the script writes it into the document as text, never as markup.
 
 Left out on purpose: a build step, a JavaScript framework, minified sources.
 """

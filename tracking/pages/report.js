@@ -57,7 +57,7 @@ if (!data.findings.length) get("findings").append(make("p", "soft", "Nothing has
 // All lengths in units of the SVG's view box: its size, and the space around the plot area.
 const WIDTH = 420, HEIGHT = 200, LEFT = 52, RIGHT = 16, TOP = 8, BOTTOM = 22;
 
-// Round numbers from low to high, at most `count` intervals apart.
+// Round numbers between low and high, with at most `count` equal intervals between them.
 function ticks(low, high, count) {
   const raw = (high - low) / count, power = 10 ** Math.floor(Math.log10(raw));
   const gap = [1, 2, 5, 10].map((m) => m * power).find((g) => g >= raw);
@@ -66,8 +66,8 @@ function ticks(low, high, count) {
   return found;
 }
 
-// One curve: a band or a bar for its intervals, its moving mean if it has one, and dots where there are few values.
-// x, y: functions from a step and from a value to a place in the picture.
+// Draws a band (or one bar) for the intervals, the values, dots if they are few, and the moving mean if there is one.
+// x: function from a step, y: function from a value, to a coordinate in the picture.
 function drawCurve(picture, curve, color, x, y) {
   const points = curve.steps.map((step, t) => [x(step), y(curve.values[t])]);
   const ends = curve.steps.flatMap((step, t) => {
@@ -90,8 +90,8 @@ function drawCurve(picture, curve, color, x, y) {
     for (const [cx, cy] of points) addShape(picture, "circle", { cx, cy, r: 2.5, style: `fill: ${color}` });
 }
 
-// Shows the values of one step below the picture: of the step nearest to the pointer, or chosen with the arrow keys.
-// Returns the element that shows them. Without pointer and focus it shows the last step.
+// Returns an element that shows the values of one step: the one nearest to the pointer or chosen with the arrow keys;
+// the last step while the picture has neither pointer nor focus.
 function addReadout(picture, steps, curves, write, x) {
   const cursor = addShape(picture, "line", { class: "cursor", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" });
   const readout = make("div", "readout");
@@ -132,7 +132,7 @@ function addReadout(picture, steps, curves, write, x) {
 }
 
 // One chart: title, unit, picture, readout, and a legend with the explanation of each metric.
-function drawPanel({ title, unit, percent: isShare, curves }) {
+function chartCard({ title, unit, percent: isShare, curves }) {
   const write = isShare ? percent : short;
   const steps = [...new Set(curves.flatMap((curve) => curve.steps))].sort((a, b) => a - b);
   const first = steps[0], last = steps.at(-1);
@@ -162,7 +162,7 @@ function drawPanel({ title, unit, percent: isShare, curves }) {
 }
 
 for (const { heading, panels } of data.sections)
-  get("charts").append(make("h3", "", heading), make("div", "grid", ...panels.map(drawPanel)));
+  get("charts").append(make("h3", "", heading), make("div", "grid", ...panels.map(chartCard)));
 if (!data.sections.length) get("charts").append(make("p", "soft", "Nothing has been logged yet."));
 
 // ---- groups of answers: the document holds only the group that is shown
@@ -190,7 +190,7 @@ function setColor(element, level) {
   element.style.setProperty("--strength", 50 * Math.min(1, Math.abs(level)) + "%");
 }
 
-// Shows the step of the slider, and of it the problem at the same position as before.
+// Shows the step that the slider is at, and keeps the position in the list of problems.
 function showStep() {
   const step = data.sample_steps[get("step").value];
   get("step-name").textContent = step;

@@ -100,12 +100,8 @@ function describe(i) {  // fills the panel at the side
     "H (nats)": columns.entropy[i].toFixed(3), "H (bits)": (columns.entropy[i] / Math.LN2).toFixed(3),
     varentropy: columns.varentropy[i].toFixed(3), n95: columns.n95[i], "top weight": columns.weight[i].toFixed(2),
   };
-  const pairs = Object.entries(numbers).map(([name, value]) => {
-    const pair = make("div");
-    pair.append(make("dt", "", name), make("dd", "", value));
-    return pair;
-  });
-  get("numbers").replaceChildren(...pairs);
+  get("numbers").replaceChildren(...Object.entries(numbers).map(
+    ([name, value]) => make("div", "", make("dt", "", name), make("dd", "", value))));
   let sum = 0;
   const rows = columns.top[i].map(([text, logp, id], rank) => {
     sum += Math.exp(logp);
@@ -120,13 +116,11 @@ function describe(i) {  // fills the panel at the side
 
 // A row of the table of likeliest tokens. sum: of the probabilities up to this rank; null: unknown.
 function topRow(rank, text, logp, sum, isChosen) {
-  const row = make("tr", isChosen ? "chosen" : "");
-  const bar = make("td", "bar");
-  bar.append(make("div"));
-  bar.firstChild.style.width = 100 * Math.exp(logp) + "%";
-  row.append(make("td", "", rank), make("td", "name", visible(text) + (isChosen ? " ✓" : "")), bar,
+  const bar = make("div");
+  bar.style.width = 100 * Math.exp(logp) + "%";
+  return make("tr", isChosen ? "chosen" : "",
+    make("td", "", rank), make("td", "name", visible(text) + (isChosen ? " ✓" : "")), make("td", "bar", bar),
     make("td", "", short(Math.exp(logp))), make("td", "", logp.toFixed(2)), make("td", "", sum ? sum.toFixed(3) : ""));
-  return row;
 }
 
 // ---- the entropy strip
@@ -153,20 +147,16 @@ const forced = new Map(meta.forced_forks.map((fork) => [fork.step, fork]));
 const forkSteps = columns.fork.flatMap((isFork, i) => (isFork ? [i] : []));
 forkSteps.sort((a, b) => columns.entropy[b] - columns.entropy[a]);
 for (const i of forkSteps) {
-  const row = make("tr"), button = make("button", "", i), step = make("td");
-  const others = columns.top[i].filter(([, , id]) => id !== columns.id[i]).slice(0, 3);
-  const tried = forced.get(i);
-  const likeliest = make("td", "name");
-  for (const [text, logp] of others) {
-    const other = make("span", "other", visible(text) + " ");
-    other.append(make("small", "", short(Math.exp(logp))));
-    likeliest.append(other);
-  }
+  const others = columns.top[i].filter(([, , id]) => id !== columns.id[i]).slice(0, 3).map(([text, logp]) =>
+    make("span", "other", visible(text) + " ", make("small", "", short(Math.exp(logp)))));
+  const resampled = forced.get(i);  // undefined if this fork was not resampled
+  const changes = resampled &&
+    `${percent(resampled.changed_with_runner_up)} (${percent(resampled.changed_with_token)})`;
+  const button = make("button", "", i);
   button.type = "button";
-  step.append(button);
-  row.append(step, make("td", "name", visible(columns.text[i])), make("td", "", short(Math.exp(columns.logp[i]))),
-    make("td", "", columns.entropy[i].toFixed(3)), likeliest,
-    make("td", "", tried ? `${percent(tried.changed_with_runner_up)} (${percent(tried.changed_with_token)})` : ""));
+  const row = make("tr", "", make("td", "", button), make("td", "name", visible(columns.text[i])),
+    make("td", "", short(Math.exp(columns.logp[i]))), make("td", "", columns.entropy[i].toFixed(3)),
+    make("td", "name", ...others), make("td", "", changes ?? ""));
   row.addEventListener("click", () => goTo(i, true));
   get("forks").tBodies[0].append(row);
 }
