@@ -1,8 +1,7 @@
 """A headless Chromium for tests of pages: selenium's Chrome with logs, and without network traffic of its own.
 
-chromedriver gives each window an empty profile of its own and deletes it at the end.
-
-Left out on purpose: other browsers, waiting for elements (the pages are complete when they are loaded).
+chromedriver gives each window an empty profile and deletes it at the end. Left out on purpose: other browsers, waiting
+for elements (the pages are complete when they are loaded).
 """
 
 import json
@@ -16,8 +15,8 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 DRIVER = shutil.which("chromedriver")  # given to selenium explicitly, or it would download one
 MISSING = None if CHROMIUM and DRIVER else "no chromium or chromedriver here (apt-get install chromium chromium-driver)"
 os.environ.setdefault("no_proxy", "localhost")  # selenium talks to chromedriver there
-FLAGS = "headless=new no-sandbox disable-gpu disable-dev-shm-usage disable-quic no-first-run disable-sync "
-FLAGS += "disable-background-networking disable-component-update disable-extensions"
+FLAGS = """headless=new no-sandbox disable-gpu disable-dev-shm-usage disable-quic no-first-run disable-sync
+disable-background-networking disable-component-update disable-extensions""".split()
 
 
 class Browser(Chrome):
@@ -26,14 +25,14 @@ class Browser(Chrome):
     def __init__(self, width=1280, height=900, scheme="light"):
         options = ChromeOptions()
         options.binary_location = CHROMIUM
-        for flag in (*FLAGS.split(), f"window-size={width},{height}"):
+        for flag in (*FLAGS, f"window-size={width},{height}"):
             options.add_argument(f"--{flag}")
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         super().__init__(options, ChromeService(DRIVER))
-        media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-        self.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        media = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
         self.get("about:blank")
-        self.requests(), self.console()  # forget those of the browser's own first page
+        self.requests(), self.console()  # forget those of the browser's first page
 
     def open(self, file: Path) -> None:
         self.get(Path(file).resolve().as_uri())
@@ -42,16 +41,13 @@ class Browser(Chrome):
         return self.execute_script("return document.querySelector(arguments[0]).textContent", selector)
 
     def press(self, *keys: str) -> None:
-        """Sends keys to the focused element; selenium.webdriver.Keys has the named ones."""
-        ActionChains(self, duration=0).send_keys(*keys).perform()
+        ActionChains(self, duration=0).send_keys(*keys).perform()  # to the focused element
 
-    def hover(self, selector: str, click=False) -> None:
-        """Moves the pointer to the middle of the element, and clicks there if asked to."""
-        actions = ActionChains(self, duration=0).move_to_element(self.find_element("css selector", selector))
-        (actions.click() if click else actions).perform()
+    def hover(self, selector: str) -> None:
+        ActionChains(self, duration=0).move_to_element(self.find_element("css selector", selector)).perform()
 
     def click(self, selector: str) -> None:
-        self.hover(selector, click=True)
+        self.find_element("css selector", selector).click()
 
     def console(self) -> list[str]:
         """Errors and warnings since the last call."""
@@ -59,6 +55,6 @@ class Browser(Chrome):
 
     def requests(self) -> list[str]:
         """Addresses requested since the last call, with or without an answer; data: addresses left out."""
-        messages = [json.loads(entry["message"])["message"] for entry in self.get_log("performance")]
-        sent = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+        events = [json.loads(entry["message"])["message"] for entry in self.get_log("performance")]
+        sent = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
         return [address for address in sent if not address.startswith("data:")]

@@ -17,7 +17,7 @@ from tracking.findings import LEVELS, Finding, judge
 def first_and_last_quarter(rows: list[dict], key: str) -> tuple[float, float] | None:
     """Means of a metric over the first and over the last quarter of the steps that have it, at least one step each.
 
-    None if no row has the metric. One bad step at the start therefore does not decide a check.
+    None if no row has the metric. Most checks judge the last quarter alone: a bad start is no finding.
     """
     values = list(plotter.by_step(rows, key).values())
     quarter = max(1, len(values) // 4)
