@@ -1,8 +1,5 @@
-"""A headless Chromium for tests of pages: selenium's Chrome with logs, and without network traffic of its own.
-
-chromedriver gives each window an empty profile and deletes it at the end. Left out on purpose: other browsers, waiting
-for elements (the pages are complete when they are loaded).
-"""
+"""A headless Chromium for tests of pages: selenium's Chrome with logs, and no network traffic of its own. Each window
+has an empty profile. Left out on purpose: waiting for elements (the pages are complete when they are loaded)."""
 
 import json
 import os
@@ -31,6 +28,7 @@ class Browser(Chrome):
         super().__init__(options, ChromeService(DRIVER))
         media = [{"name": "prefers-color-scheme", "value": scheme}]
         self.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
+        self.get("about:blank")
         self.get("about:blank")
         self.requests(), self.console()  # forget those of the browser's first page
 
