@@ -29,7 +29,6 @@ class Browser(Chrome):
         media = [{"name": "prefers-color-scheme", "value": scheme}]
         self.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
         self.get("about:blank")
-        self.get("about:blank")
         self.requests(), self.console()  # forget those of the browser's first page
 
     def open(self, file: Path) -> None:
