@@ -84,7 +84,7 @@ class AnalysisConfig(*reversed(SECTIONS)):
     """All settings. Raises ValueError, one line, for impossible values."""
 
     # The prompt and the sampling are those of main.py.
-    prompting, stop_tag, rollout_mode = GRPOConfig.prompting, GRPOConfig.stop_tag, GRPOConfig.rollout_mode
+    prompt_format, stop_tag, rollout_mode = GRPOConfig.prompt_format, GRPOConfig.stop_tag, GRPOConfig.rollout_mode
 
     def __post_init__(self):
         minima = {"max_new_tokens": 1, "num_resamples": 0, "forks": 0, "top_k": 2, "max_pdfs": 0, "seed": 0}
@@ -127,7 +127,7 @@ class AnalysisConfig(*reversed(SECTIONS)):
 
     def answer_of(self, text: str) -> str | None:
         """The completion's answer: its answer block, else the last number in it, else None."""
-        text = rldatasets.prefilled(self.tags) * self.prefill + text
+        text = self.prompt_format().full_text(text)
         return normalize_number(evaluator.extract_answer(text, self.tags) or evaluator.extract_answer_flexible(text))
 
     def problem(self) -> rldatasets.Problem:

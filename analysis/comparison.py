@@ -34,7 +34,7 @@ def compare_models(names: list[str], problem: rldatasets.Problem, config, output
     )
     if fingerprint(tokenizer_a) != fingerprint(tokenizer_b):
         raise ValueError(f"--compare: {names[0]!r} and {names[1]!r} have different tokenizers, so no tokens in common")
-    prompts = {rldatasets.build_prompt(t, problem.question, **config.prompting()) for t in (tokenizer_a, tokenizer_b)}
+    prompts = {config.prompt_format().prompt(t, problem.question) for t in (tokenizer_a, tokenizer_b)}
     if len(prompts) == 2:
         raise ValueError(
             f"--compare: {names[0]!r} and {names[1]!r} have different chat templates: try --prompt_style plain"

@@ -31,7 +31,7 @@ def record(model, tokenizer, problem: rldatasets.Problem, config, folder: Path) 
     config: token_analysis.AnalysisConfig. Row 0 of the rollout is the trace, the other rows are the resamples. Raises
     ValueError if the first token of the answer ends it.
     """
-    prompt = rldatasets.build_prompt(tokenizer, problem.question, **config.prompting())
+    prompt = config.prompt_format().prompt(tokenizer, problem.question)
     mode = config.rollout_mode()
     mode.check_reserve(tokenizer)
     # Row 0 does not depend on the other rows: the trace is the same with and without resamples.

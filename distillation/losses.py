@@ -6,13 +6,9 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import llms
+from analysis.measures import kl
 from engine import head
 from rollout import Rollout
-
-
-def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """KL(P || Q) = sum over v of P(v) (log P(v) - log Q(v)), in nats. p, q: log-probs (N, V) -> (N,)."""
-    return (p.exp() * (p - q)).sum(dim=-1)
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, loss: str, beta: float = 0.5) -> torch.Tensor:

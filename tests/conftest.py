@@ -22,7 +22,8 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def window():
-    if reason := browser.missing():
-        pytest.skip(reason)
+    """A browser window that the tests of a module share; they are skipped if there is no browser."""
+    if browser.MISSING:
+        pytest.skip(browser.MISSING)
     with browser.Browser() as window:
         yield window

@@ -9,8 +9,10 @@ import browser
 import numpy as np
 import pytest
 from random_traces import UNUSED, make_trace
+from selenium.webdriver import Keys
 
 from analysis import page as trace_page
+from tracking import pages
 
 # ---------------------------------------------------------------- the page as a file
 
@@ -39,7 +41,7 @@ def test_page_data(traces):
         draws = [trace.label(draw) for draw in trace["draws"][t].tolist()]
         assert sum(weights.values()) == pytest.approx(1, abs=1e-3) and set(weights) == set(draws)
         assert all(weights[draw] == pytest.approx(draws.count(draw) / 3, abs=1e-3) for draw in draws)
-    assert trace_page.number(-np.inf) == -9999 and trace_page.number(0.123456789) == 0.123457
+    assert pages.to_number(-np.inf) == -9999 and pages.to_number(0.123456789) == 0.123457
 
 
 # ---------------------------------------------------------------- the page in a browser
@@ -72,7 +74,7 @@ def opened(window, trace, folder):
     trace_page.write_page(trace, file)
     window.requests(), window.console()
     window.open(file)
-    window.state = lambda: window.script(STATE)
+    window.state = lambda: window.execute_script(STATE)
     yield window
     assert window.requests() == [file.resolve().as_uri()]
     assert window.console() == []
@@ -84,17 +86,18 @@ def printed(label):
 
 
 def focus_text(page):
-    page.script("document.getElementById('text').focus()")
+    page.execute_script("document.getElementById('text').focus()")
 
 
 def test_tokens_show_as_text(page, traces):
-    shown = page.script("return [...document.querySelectorAll('.token')].map((span) => span.textContent)")
+    shown = page.execute_script("return [...document.querySelectorAll('.token')].map((span) => span.textContent)")
     assert shown == [printed(label) for label in traces.plain.labels]
     assert "</script>" in shown and "\\xf0\\x9f" in shown and "😀" in shown and f"<unused {UNUSED}>" in shown
-    assert page.script("return document.querySelectorAll('#text *').length") == len(shown), "no token made an element"
-    assert page.script("return document.images.length + document.querySelectorAll('b, script').length") == 2
+    elements = page.execute_script("return document.querySelectorAll('#text *').length")
+    assert elements == len(shown), "no token made an element"
+    assert page.execute_script("return document.images.length + document.querySelectorAll('b, script').length") == 2
     assert page.text("#prompt") == traces.plain.meta["prompt"] and "<b>model</b>" in page.text("#facts")
-    assert page.script("return document.getElementById('text').getBoundingClientRect().height") > 100
+    assert page.execute_script("return document.getElementById('text').getBoundingClientRect().height") > 100
 
 
 def test_hovering_shows_the_ten_likeliest(page, traces):
@@ -119,24 +122,24 @@ def test_hovering_shows_the_ten_likeliest(page, traces):
 def test_keys_move_and_pin(page, traces):
     focus_text(page)
     for keys, expected in (
-        (["ArrowRight", "ArrowRight"], 2), (["ArrowLeft"], 1), (["End"], 59), (["ArrowRight"], 59), (["Home"], 0),
-        (["ArrowLeft"], 0),
+        ([Keys.ARROW_RIGHT, Keys.ARROW_RIGHT], 2), ([Keys.ARROW_LEFT], 1), ([Keys.END], 59),
+        ([Keys.ARROW_RIGHT], 59), ([Keys.HOME], 0), ([Keys.ARROW_LEFT], 0),
     ):  # fmt: skip
         page.press(*keys)
         assert page.state()["current"] == expected
-    tops = page.script("return [...document.querySelectorAll('.token')].map((s) => s.getClientRects()[0].top)")
-    page.press("ArrowRight", "ArrowDown")
+    tops = page.execute_script("return [...document.querySelectorAll('.token')].map((s) => s.getClientRects()[0].top)")
+    page.press(Keys.ARROW_RIGHT, Keys.ARROW_DOWN)
     below = page.state()["current"]
     assert tops[below] == min(top for top in tops if top > tops[1] + 3)
-    page.press("ArrowUp")
+    page.press(Keys.ARROW_UP)
     assert tops[page.state()["current"]] == tops[1]
-    page.press("Enter")
+    page.press(Keys.ENTER)
     assert page.state()["pinned"]
-    page.press("ArrowRight")
+    page.press(Keys.ARROW_RIGHT)
     assert page.state()["pinned"], "keys move the pin"
-    page.press("Escape")
+    page.press(Keys.ESCAPE)
     assert not page.state()["pinned"]
-    chosen = page.script("return document.activeElement.getAttribute('aria-activedescendant')")
+    chosen = page.execute_script("return document.activeElement.getAttribute('aria-activedescendant')")
     assert chosen == f"token{page.state()['current']}"
 
 
@@ -162,7 +165,7 @@ def test_colour_modes(page, traces):
         assert brightness[order[0]] > brightness[order[-1]]
         assert page.text("#low") and page.text("#high")
     assert len({str(colors) for colors in seen.values()}) == 3
-    assert page.script("return document.querySelector(\"input[value='soft weight']\").disabled")
+    assert page.execute_script("return document.querySelector(\"input[value='soft weight']\").disabled")
 
 
 def test_soft_weights_and_mixtures(soft_page, traces):
@@ -175,15 +178,17 @@ def test_soft_weights_and_mixtures(soft_page, traces):
 
 
 def test_search_finds_text_across_tokens(page, traces):
-    page.script("document.getElementById('search').focus()")
-    page.press("</script><IMG", "Enter")
-    found = page.script("return [...document.querySelectorAll('.found')].map((span) => Number(span.dataset.step))")
+    page.execute_script("document.getElementById('search').focus()")
+    page.press("</script><IMG", Keys.ENTER)
+    found = page.execute_script(
+        "return [...document.querySelectorAll('.found')].map((span) => Number(span.dataset.step))"
+    )
     assert page.text("#found") == "1 found" and found == [1, 2] and page.state()["current"] == 1
-    page.script("document.getElementById('search').value = ''")
-    page.press("24", "Enter")
+    page.execute_script("document.getElementById('search').value = ''")
+    page.press("24", Keys.ENTER)
     matches = [t for t, label in enumerate(traces.plain.labels) if "24" in label]
     assert page.text("#found") == f"{len(matches)} found" and page.state()["current"] == matches[0]
-    page.press("Enter")
+    page.press(Keys.ENTER)
     assert page.state()["current"] == (matches + matches)[1]
 
 
@@ -197,7 +202,7 @@ def test_visible_white_space(page):
 def test_the_strip_and_the_forks_are_linked(page, traces):
     page.click("#strip")  # in its middle
     assert page.state()["current"] in (29, 30) and page.state()["pinned"]
-    steps = page.script(
+    steps = page.execute_script(
         "return [...document.querySelectorAll('#forks button')].map((button) => Number(button.textContent))"
     )
     entropy = traces.plain["entropy"]
@@ -205,7 +210,7 @@ def test_the_strip_and_the_forks_are_linked(page, traces):
     page.click("#forks tbody tr:nth-child(2) button")
     assert page.state()["current"] == steps[1]
     if 3 in steps:
-        row = page.script(
+        row = page.execute_script(
             "return document.querySelectorAll('#forks tbody tr')[arguments[0]].textContent", steps.index(3)
         )
         assert row.endswith("75 % (25 %)")
@@ -221,8 +226,8 @@ def test_both_themes_are_readable(page):
     });"""
     backgrounds = []
     for _ in range(2):
-        assert min(page.script(contrast)) >= 4.5
-        backgrounds.append(page.script("return getComputedStyle(document.body).backgroundColor"))
+        assert min(page.execute_script(contrast)) >= 4.5
+        backgrounds.append(page.execute_script("return getComputedStyle(document.body).backgroundColor"))
         page.click("#theme")
     assert backgrounds == ["rgb(255, 255, 255)", "rgb(21, 23, 28)"]
 
@@ -231,4 +236,4 @@ def test_the_page_starts_in_the_theme_that_is_preferred(traces, tmp_path, window
     trace_page.write_page(traces.plain, tmp_path / "trace.html")
     with browser.Browser(scheme="dark") as dark:
         dark.open(tmp_path / "trace.html")
-        assert dark.script("return getComputedStyle(document.body).backgroundColor") == "rgb(21, 23, 28)"
+        assert dark.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(21, 23, 28)"

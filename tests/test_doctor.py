@@ -1,4 +1,4 @@
-"""doctor: every finding is made where it should be and nowhere else, and the memory table counts what is held."""
+"""doctor.py, memory.py: findings are made when they should be and not otherwise; the table equals real tensors."""
 
 import copy
 import functools
@@ -24,7 +24,8 @@ import main
 import rldatasets
 from engine import kv_cache
 from rollout import generate
-from tracking import command_line, doctor
+from tracking import command_line, doctor, memory
+from tracking.findings import Finding
 from tracking.run_config import PRESETS, GRPOConfig, parse_config
 
 
@@ -39,17 +40,17 @@ def config_for(data, **overrides):
 
 
 def examined(config) -> dict[str, list[tuple[str, str]]]:
-    """what -> [(level, text)], memory's table left out."""
+    """{name: [(level, text)]} of the findings, without the rows of the memory table."""
     found = {}
     for finding in doctor.examine(config):
         assert finding.level in ("ok", "warning", "problem") and "\n" not in finding.text
-        if finding.what != "memory" or finding.level != "ok":
-            found.setdefault(finding.what, []).append((finding.level, finding.text))
+        if finding.name != "memory" or finding.level != "ok":
+            found.setdefault(finding.name, []).append((finding.level, finding.text))
     return found
 
 
 def of_level(found, level):
-    return {what for what, findings in found.items() for found_level, _ in findings if found_level == level}
+    return {name for name, findings in found.items() for found_level, _ in findings if found_level == level}
 
 
 def planted(folder, model=None, change_tokenizer=lambda tokenizer: None):
@@ -157,12 +158,12 @@ def test_prompts_over_the_limit(data, tokenizer):
     lengths = sorted(len(tokenizer(rldatasets.build_prompt(tokenizer, p.question))["input_ids"]) for p in problems)
     assert lengths[0] < lengths[-1]
     start = f"16 problems, prompts of {lengths[0]} to {lengths[-1]} tokens (median {statistics.median(lengths):.0f})"
-    assert said(lengths[-1]) == doctor.Finding("ok", "data", start)
+    assert said(lengths[-1]) == Finding("ok", "data", start)
     dropped = sum(length == lengths[-1] for length in lengths)
     text = f"{start}: {dropped} over --max_prompt_length {lengths[-1] - 1} are dropped"
-    assert said(lengths[-1] - 1) == doctor.Finding("warning", "data", text)
+    assert said(lengths[-1] - 1) == Finding("warning", "data", text)
     text = f"{start}: all over --max_prompt_length {lengths[0] - 1}"
-    assert said(lengths[0] - 1) == doctor.Finding("problem", "data", text)
+    assert said(lengths[0] - 1) == Finding("problem", "data", text)
     found = examined(config_for(data, max_prompt_length=lengths[0] - 1))
     assert "pass rate" not in found and of_level(found, "problem") == {"data", "rollout"}
 
@@ -226,7 +227,7 @@ def test_a_tokenizer_larger_than_the_model(data, tmp_path):
 
 def test_a_tokenizer_that_changes_what_it_reads(data, tokenizer):
     config = config_for(data, prompt_style="plain")  # which has capitals
-    finding = doctor.Finding("warning", "round trip", "the tokenizer does not give the prompt back as it was")
+    finding = Finding("warning", "round trip", "the tokenizer does not give the prompt back as it was")
     assert finding not in doctor.examine_prompt_style(config, tokenizer)
     other = copy.deepcopy(tokenizer)
     other.backend_tokenizer.normalizer = normalizers.Lowercase()
@@ -235,7 +236,7 @@ def test_a_tokenizer_that_changes_what_it_reads(data, tokenizer):
 
 def test_prompt_styles(data, tokenizer):
     def said(**settings):
-        return {f.what: (f.level, f.text) for f in doctor.examine_prompt_style(config_for(data, **settings), other)}
+        return {f.name: (f.level, f.text) for f in doctor.examine_prompt_style(config_for(data, **settings), other)}
 
     other = copy.deepcopy(tokenizer)
     assert said()["prompt"] == said(prompt_style="chat")["prompt"] == ("ok", "the tokenizer's chat template")
@@ -280,7 +281,7 @@ def test_exit_code_and_summary(data, monkeypatch, capsys, tmp_path):
 
 def table_of(model_config, on_gpu=False, **overrides):
     settings = dict(problems_per_step=2, group_size=2, max_prompt_length=64, max_completion_length=32) | overrides
-    return doctor.memory_table(tiny_config(None, minibatches=1, **settings), model_config, on_gpu)
+    return memory.memory_table(tiny_config(None, minibatches=1, **settings), model_config, on_gpu)
 
 
 def size_of(tensors):
@@ -378,7 +379,7 @@ def test_activations_against_a_direct_count_at_full_depth(family, autocast):
         for module in model.modules():
             if "forward" in vars(module):
                 module.forward = lambda hidden, weight=module.weight: NormThatKeepsItsInput.apply(hidden, weight)
-    per_token, per_layer = doctor.activation_bytes(model.config, autocast)
+    per_token, per_layer = memory.activation_bytes(model.config, autocast)
     counted = (saved_for_backward(model, 96, autocast) - saved_for_backward(model, 48, autocast)) / 48
     assert per_token == pytest.approx(counted, rel=1e-3)
     assert 0 < 4 * per_layer < per_token < 6 * per_layer
@@ -387,7 +388,7 @@ def test_activations_against_a_direct_count_at_full_depth(family, autocast):
 def test_gradient_checkpointing_keeps_the_layers_inputs_and_one_layer(tokenizer):
     c = random_model(num_hidden_layers=5).config
     plain, checkpointed = (table_of(c, gradient_checkpointing=on) for on in (False, True))
-    _, per_layer = doctor.activation_bytes(c, False)
+    _, per_layer = memory.activation_bytes(c, False)
     tokens = max(64 + 32, min(2048, 4 * 96))
     name = f"update: activations of {tokens} tokens"
     assert checkpointed[name] == tokens * (5 * c.hidden_size * 4 + per_layer) < plain[name]
@@ -418,7 +419,7 @@ REAL_SIZES = {  # shape and parameters of the checkpoints that the presets name
 def activations_of(size):
     """Bytes per token at the full width; without initial values, which would take most of the time."""
     with no_init_weights():
-        return doctor.activation_bytes(qwen_config(size), True)
+        return memory.activation_bytes(qwen_config(size), True)
 
 
 def qwen_config(size):
@@ -433,10 +434,10 @@ def qwen_config(size):
 )
 def test_presets_fit_the_gpus_that_they_name(preset, size, gib, monkeypatch):
     activations = activations_of(size)
-    monkeypatch.setattr(doctor, "activation_bytes", lambda config, autocast: activations)
+    monkeypatch.setattr(memory, "activation_bytes", lambda config, autocast: activations)
     shape, parameters = REAL_SIZES[size]
     for overrides in (dict(), dict(beta=0.04)):
-        table = doctor.memory_table(GRPOConfig(**(PRESETS[preset] | overrides)), qwen_config(size), on_gpu=True)
+        table = memory.memory_table(GRPOConfig(**(PRESETS[preset] | overrides)), qwen_config(size), on_gpu=True)
         assert entry(table, "policy") == 4 * parameters
         assert entry(table, "actor") == 2 * parameters
         assert 0.3 * gib * 2**30 < table["peak"] < 0.9 * gib * 2**30
@@ -448,7 +449,7 @@ def test_presets_fit_the_gpus_that_they_name(preset, size, gib, monkeypatch):
 
 def test_memory_over_what_is_free(data, monkeypatch):
     config = config_for(data)
-    peak = doctor.memory_table(config, llms.load_config("tiny"), False)["peak"]
+    peak = memory.memory_table(config, llms.load_config("tiny"), False)["peak"]
 
     def level_with(free):
         monkeypatch.setattr(os, "sysconf", lambda name: {"SC_AVPHYS_PAGES": int(free), "SC_PAGE_SIZE": 1}[name])

@@ -543,7 +543,7 @@ def test_the_doctor_names_every_oddity(tmp_path):
     config = tiny_config("unused", model_name=plant(tmp_path, odd=True), dataset_path=small_dataset(tmp_path / "data"))
     said = {}
     for finding in doctor.examine(config):
-        said[finding.what] = finding.text if finding.level == "ok" else f"{finding.level}: {finding.text}"
+        said[finding.name] = finding.text if finding.level == "ok" else f"{finding.level}: {finding.text}"
     for text in ("'\\n'", "'<|im_end|>'", "all of them end an answer", "generation config: [2, ", "tokenizer: 2"):
         assert text in said["stop ids"]
     assert "not needed" in said["pad token"]

@@ -1,5 +1,5 @@
-"""report.py: every logged metric is explained, findings fire when they should, any run makes a page that a real browser
-shows, and whatever a model writes is shown as text."""
+"""report.py and its parts: every logged metric is explained, any run makes a page that works in a real browser, and
+model text is shown as text."""
 
 import json
 import math
@@ -10,6 +10,8 @@ import sys
 import browser
 import pytest
 from random_models import ROOT
+from run_folders import eval_row, evaluation, metric_rows, train_row, write_run
+from selenium.webdriver import Keys
 from test_distill import config_of
 from test_main import tiny_config
 
@@ -17,59 +19,15 @@ import distill
 import evaluator
 import main
 import rldatasets
-from tracking import report, run_folder
+from tracking import pages, report, report_curves, report_samples, run_folder
 from tracking.run_config import PRESETS, GRPOConfig
 
 # What a model may write: markup, the end of a script block, controls, other directions, half characters.
 HOSTILE = [
     "</script><script>document.title = 'owned'</script>", "<img src=x onerror=\"document.title = 'owned'\">",
-    "<!--<script>", "__BLOCKS__ __DATA__", "\x00\x07\x1b[31m", "\u202eright to left\u202c שלום", "\ud800 half",
+    "<!--<script>", "{{ css }} {% raw %}", "\x00\x07\x1b[31m", "\u202eright to left\u202c שלום", "\ud800 half",
     "\u2028line", "&lt;b&gt; ${1} `", "😀 中文", "",
 ]  # fmt: skip
-
-
-def train_row(step, problem=0, answer=0, text="<answer>1</answer>", tokens=None, **values):
-    row = {
-        "step": step, "split": "train", "prompt": f"problem {problem} of step {step}?", "gold": "1", "completion": text,
-        "finish": "stop", "length": 5, "reward/accuracy": float(answer % 2), "reward/format": 1.0,
-        "reward": answer % 2 + 0.5, "advantage": answer % 2 - 0.5,
-    }  # fmt: skip
-    if tokens:
-        n = len(tokens)
-        row |= {"tokens": tokens, "logprobs": [-0.5] * n, "entropy": [1.0] * n, "ratio": [1.25] * n}
-    return row | values
-
-
-def eval_row(step, text="<answer>2</answer>", question="What is 1 + 1?", **values):
-    return {
-        "step": step, "split": "test", "question": question, "gold": "2", "completion": text, "finish": "stop",
-        "length": 4, "soft_steps": 0, "top_weight": 1.0, "correct": True, "format": True,
-    } | values  # fmt: skip
-
-
-def evaluation(step, accuracy, n=100):
-    low, high = evaluator.wilson_interval(accuracy * n, n)
-    values = {"accuracy": accuracy, "accuracy_low": low, "accuracy_high": high, "accuracy_greedy": accuracy, "n": n}
-    return {"step": step} | {f"eval/{name}": value for name, value in values.items()}
-
-
-def metric_rows(steps=8, **late):
-    """Rows of a healthy run whose second half has the values of `late`."""
-    healthy = {
-        "reward": 1.0, "accuracy": 0.6, "format_rate": 0.95, "entropy": 0.5, "zero_std_groups": 0.2,
-        "truncated_rate": 0.01, "logprob_gap": 1e-6, "kl": 0.01, "skipped_updates": 0,
-    }  # fmt: skip
-    return [{"step": step} | healthy | (late if step > steps // 2 else {}) for step in range(1, steps + 1)]
-
-
-def write_run(folder, rows=(), samples=(), **settings):
-    """A run's folder as main.py leaves it."""
-    folder.mkdir(exist_ok=True)
-    config = {"preset": "tiny", "max_steps": 8, "problems_per_step": 32, "group_size": 2} | settings
-    (folder / "args.json").write_text(json.dumps({"config": config, "versions": {"torch": "2"}, "device": "cpu"}))
-    run_folder.JsonLines(folder / "metrics.jsonl").append(*rows)
-    run_folder.JsonLines(folder / "samples.jsonl").append(*samples)
-    return folder
 
 
 def blocks_of(page):
@@ -96,7 +54,7 @@ def logged(real_run, tmp_path_factory):
     keys = {key for row in run_folder.JsonLines(real_run / "metrics.jsonl").read() for key in row}
     texts = ["let me recheck this", "no no no no no"]
     behaviour = evaluator.behaviour_metrics(texts, [4, 5], ["stop", "length"], [True, False])
-    keys |= {*report.both(*behaviour)}
+    keys |= {*report_curves.train_and_eval(*behaviour)}
     student = tmp_path_factory.mktemp("student")
     problems = rldatasets.load_problems("arithmetic", "train", 8)
     lessons = [{"question": problem.question, "completion": "<answer>1</answer>", "ids": None} for problem in problems]
@@ -105,17 +63,18 @@ def logged(real_run, tmp_path_factory):
 
 
 def test_every_logged_metric_is_documented_and_nothing_else_is(logged):
-    documented = [key for section in report.read_explanations().values() for key in section]
+    documented = [key for section in report_curves.read_explanations().values() for key in section]
     assert len(documented) == len(set(documented))
     assert set(documented) == logged
 
 
 def test_every_documented_metric_is_drawn_under_its_heading():
-    explanations = report.read_explanations()
+    explanations = report_curves.read_explanations()
     explanations.pop("Bookkeeping")
-    drawn = {heading: {key for panel in panels for key in panel.keys} for heading, panels in report.GROUPS.items()}
+    sections = report_curves.SECTIONS.items()
+    drawn = {heading: {key for panel in panels for key in panel.keys} for heading, panels in sections}
     assert drawn == {heading: set(section) for heading, section in explanations.items()}
-    assert report.RATES <= set().union(*drawn.values())
+    assert report_curves.RATES <= set().union(*drawn.values())
 
 
 # ---------------------------------------------------------------- curves
@@ -123,68 +82,25 @@ def test_every_documented_metric_is_drawn_under_its_heading():
 
 def test_intervals_where_n_is_known():
     row, config = {"eval/n": 64}, {"problems_per_step": 16}
-    assert report.interval("accuracy", 0.5, row, config) == evaluator.wilson_interval(8, 16), "n: problems, not answers"
-    assert report.interval("eval/accuracy_greedy", 0.25, row, config) == evaluator.wilson_interval(16, 64)
-    assert report.interval("reward", 0.5, row, config) is None
-    assert report.interval("accuracy", 0.5, row, {}) is None
+    of_training = report_curves.interval("accuracy", 0.5, row, config)
+    assert of_training == evaluator.wilson_interval(8, 16), "n is the number of problems, not of answers"
+    assert report_curves.interval("eval/accuracy_greedy", 0.25, row, config) == evaluator.wilson_interval(16, 64)
+    assert report_curves.interval("reward", 0.5, row, config) is None
+    assert report_curves.interval("accuracy", 0.5, row, {}) is None
 
 
 def test_curves_skip_what_is_missing_and_stay_short():
     rows = [{"step": step, "kl": None if step % 2 else step / 4} for step in range(4000)]
-    curve = report.curve("kl", rows, {})
-    assert len(curve["steps"]) == report.MAX_POINTS and curve["steps"][0] == 0 and curve["steps"][-1] == 3998
-    assert curve["values"] == [step / 4 for step in curve["steps"]] and len(curve["mean"]) == report.MAX_POINTS
-    assert report.curve("lr", rows, {}) is None
+    curve = report_curves.curve("kl", rows, {})
+    assert len(curve["steps"]) == report_curves.MAX_POINTS and curve["steps"][0] == 0 and curve["steps"][-1] == 3998
+    assert curve["values"] == [step / 4 for step in curve["steps"]] and len(curve["mean"]) == report_curves.MAX_POINTS
+    assert report_curves.curve("lr", rows, {}) is None
 
 
-def test_evenly():
-    assert report.evenly([3, 4], 5) == [3, 4]
-    chosen = report.evenly(list(range(101)), 5)
+def test_evenly_spaced():
+    assert report_curves.evenly_spaced([3, 4], 5) == [3, 4]
+    chosen = report_curves.evenly_spaced(list(range(101)), 5)
     assert chosen == [0, 25, 50, 75, 100]
-
-
-# ---------------------------------------------------------------- health
-
-SICK = [
-    (report.zero_variance, metric_rows(zero_std_groups=0.75)),
-    (report.truncation, metric_rows(truncated_rate=0.2)),
-    (report.entropy_collapse, metric_rows(entropy=0.04)),
-    (report.kl_drift, metric_rows(kl=0.6)),
-    (report.sampler_gap, metric_rows(logprob_gap=0.06)),
-    (report.skipped, metric_rows(skipped_updates=1)),
-    (report.format_learned, metric_rows(format_rate=0.7)),
-    (report.accuracy_fell, [evaluation(0, 0.2), evaluation(4, 0.8), evaluation(8, 0.5)]),
-    (report.learned, [evaluation(0, 0.4), evaluation(8, 0.5)]),
-]
-
-
-@pytest.mark.parametrize("check, rows", SICK, ids=lambda value: getattr(value, "__name__", ""))
-def test_a_finding_fires_on_a_sick_run_and_not_on_a_healthy_one(check, rows):
-    assert check(rows).sick
-    healthy = check([*metric_rows(), evaluation(0, 0.2), evaluation(4, 0.82), evaluation(8, 0.8)])
-    assert not healthy.sick and healthy.seen and healthy.rule
-    assert check([]) is None, "nothing logged: nothing said"
-
-
-def test_all_findings_are_tested():
-    assert {check for check, _ in SICK} == set(report.CHECKS)
-
-
-def test_findings_look_at_the_whole_picture():
-    solved = report.entropy_collapse(metric_rows(entropy=0.01, accuracy=0.95))
-    assert not solved.sick, "a solved task needs no entropy"
-    assert "harder" in report.zero_variance(metric_rows(zero_std_groups=0.9, accuracy=0.95)).advice
-    assert "easier" in report.zero_variance(metric_rows(zero_std_groups=0.9, accuracy=0.01)).advice
-    assert "20.0% to 80.0%" in report.learned([evaluation(0, 0.2), evaluation(8, 0.8)]).seen
-    assert report.accuracy_fell([evaluation(0, 0.2), evaluation(8, 0.8)]).seen.endswith("the highest")
-    sick = report.find_health(metric_rows(truncated_rate=0.5, kl=2.0))
-    assert [finding.sick for finding in sick] == [True, True, *[False] * (len(sick) - 2)], "the sick come first"
-
-
-def test_one_bad_step_at_the_start_is_not_a_sick_run():
-    rows = metric_rows()
-    rows[0] |= {"truncated_rate": 1.0, "format_rate": 0.0, "kl": 9.0, "zero_std_groups": 1.0}
-    assert not any(finding.sick for finding in report.find_health(rows))
 
 
 # ---------------------------------------------------------------- samples
@@ -206,7 +122,7 @@ def test_token_detail_is_kept_and_bad_detail_is_not(tmp_path):
     good = train_row(1, tokens=["a", " b"])
     good["ratio"][1] = 1.23456789
     bad = [{**good, "ratio": [1.0]}, {**good, "tokens": "ab"}, {**good, "entropy": None}]
-    long = train_row(1, tokens=["a"] * (report.MAX_TOKENS + 1))
+    long = train_row(1, tokens=["a"] * (report_samples.MAX_TOKENS + 1))
     folder = write_run(tmp_path, samples=[good, *bad, long], group_size=8)
     (group,) = blocks_of(report.make_report(folder))["step1"]
     assert group["answers"][0]["tokens"] == ["a", " b"] and group["answers"][0]["ratio"] == [1.25, 1.235]
@@ -226,13 +142,14 @@ def test_long_texts_lose_their_middle(tmp_path):
     text = "a" + "x" * 1_000_000 + "z"
     page = report.make_report(write_run(tmp_path, samples=[train_row(1, text=text), eval_row(0, text=text)]))
     shown = blocks_of(page)["step1"][0]["answers"][0]["text"]
-    assert shown[0] == "a" and shown[-1] == "z" and f"{len(text) - report.MAX_CHARS:,} characters left out" in shown
+    left_out = len(text) - report_samples.MAX_CHARS
+    assert shown[0] == "a" and shown[-1] == "z" and f"{left_out:,} characters left out" in shown
     assert page.stat().st_size < 200_000
 
 
 def test_a_big_run_is_thinned_evenly_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "SAMPLE_BYTES", 300_000)
-    monkeypatch.setattr(report, "MAX_STEPS", 10)
+    monkeypatch.setattr(report_samples, "SAMPLE_BYTES", 300_000)
+    monkeypatch.setattr(report_samples, "MAX_STEPS", 10)
     rows = [
         train_row(step, p, a, "x" * 1000, tokens=["t"] * 20 if step % 40 == 7 and p == 0 else None)
         for step in range(1, 201) for p in range(8) for a in range(2)
@@ -243,7 +160,7 @@ def test_a_big_run_is_thinned_evenly_and_says_so(tmp_path, monkeypatch):
     assert steps[0] == 1 and steps[-1] == 200 and {7, 47, 87, 127, 167} <= set(steps) and len(steps) == 10
     assert max(b - a for a, b in zip(steps, steps[1:], strict=False)) < 60
     shown = sum(len(blocks[f"step{step}"]) for step in steps)
-    assert f"{shown:,} of 1,600 groups, from 10 of 200 steps" in blocks["data"]["kept"]
+    assert f"{shown:,} of 1,600 groups, from 10 of 200 steps" in blocks["data"]["samples_note"]
     assert 200_000 < page.stat().st_size < 400_000
 
 
@@ -257,14 +174,14 @@ def test_a_long_run_of_long_answers_stays_under_30_mb(tmp_path):
     page = report.make_report(folder)
     blocks = blocks_of(page)
     assert 5e6 < page.stat().st_size < 30e6
-    assert 40 < len(blocks["data"]["sample_steps"]) <= report.MAX_STEPS
+    assert 40 < len(blocks["data"]["sample_steps"]) <= report_samples.MAX_STEPS
     assert sum("tokens" in blocks[f"step{step}"][0]["answers"][0] for step in blocks["data"]["sample_steps"]) >= 25
 
 
 def test_pairs_are_the_first_and_the_last_evaluation(tmp_path):
     rows = [eval_row(step, f"after {step}", question=f"{q}?") for step in (0, 4, 8) for q in range(2)]
     rows.append(eval_row(8, question="new?", correct=False))
-    tests = blocks_of(report.make_report(write_run(tmp_path, samples=rows)))["data"]["tests"]
+    tests = blocks_of(report.make_report(write_run(tmp_path, samples=rows)))["data"]["evaluations"]
     assert tests["steps"] == [0, 8] and [pair["question"] for pair in tests["pairs"]] == ["0?", "1?"]
     assert [answer["text"] for answer in tests["pairs"][1]["answers"]] == ["after 0", "after 8"]
 
@@ -291,6 +208,31 @@ def test_the_head_shows_before_and_after():
     assert sampled["cells"][0] == [0.2, *evaluator.wilson_interval(20, 100)]
 
 
+# ---------------------------------------------------------------- a student of distill.py
+
+
+def test_a_student_gets_a_report_of_its_own_kind(tmp_path):
+    """Settings of distill.py, and metrics without rewards and evaluations."""
+    config = vars(distill.DistillConfig(**(distill.PRESETS["tiny"] | {"loss": "rkl", "on_policy_fraction": 0.5})))
+    (tmp_path / "args.json").write_text(json.dumps({"config": config | {"teacher_name": "runs/tiny"}, "device": "cpu"}))
+    rows = [
+        {"step": step, "loss": 2 / step, "lr": 1e-3, "grad_norm": 1.0, "on_policy": step % 2, "skipped_updates": 0}
+        for step in range(1, 31)
+    ]
+    run_folder.JsonLines(tmp_path / "metrics.jsonl").append(*rows)
+    data = blocks_of(report.make_report(tmp_path))["data"]
+    drawn = {
+        section["heading"]: [c["key"] for p in section["panels"] for c in p["curves"]] for section in data["sections"]
+    }
+    assert drawn == {"Optimization": ["grad_norm", "lr", "skipped_updates"], "Distillation": ["loss", "on_policy"]}
+    facts = data["headline"]["facts"]
+    assert (facts["steps"], facts["teacher"], facts["loss"]) == ("30", "runs/tiny", "rkl") and "control" not in facts
+    assert [finding["name"] for finding in data["findings"]] == ["Skipped updates"]
+    origin = {row["name"]: row["origin"] for row in data["config"]}
+    assert origin["loss"] == origin["teacher_name"] == "command line" and origin["jsd_beta"] == "default"
+    assert origin["epochs"] == "default" and origin["learning_rate"] == "preset tiny"
+
+
 # ---------------------------------------------------------------- the page as a file
 
 
@@ -306,6 +248,12 @@ def test_the_page_asks_for_nothing_and_holds_its_data_safely(tmp_path):
     assert not list(tmp_path.glob(".report*")), "nothing half-written is left"
 
 
+def test_a_block_that_could_end_its_script_element_is_refused():
+    with pytest.raises(ValueError, match="'report', block 'data'"):
+        pages.render("report", {"data": '"</script>"'})
+    assert json.loads(pages.to_json("<!--</script>")) == "<!--</script>"
+
+
 @pytest.mark.parametrize("torn", ['{"step": 9, "rewa', '{"step": 9, "split": "train", "prompt": "\ud83d'])
 def test_a_run_that_was_killed_or_has_just_begun(tmp_path, torn):
     folder = write_run(tmp_path)
@@ -315,7 +263,7 @@ def test_a_run_that_was_killed_or_has_just_begun(tmp_path, torn):
     for name in ("metrics.jsonl", "samples.jsonl"):
         (folder / name).unlink()
     data = blocks_of(report.make_report(folder))["data"]
-    assert data["findings"] == data["groups"] == [] and data["headline"]["measures"] == []
+    assert data["findings"] == data["sections"] == [] and data["headline"]["measures"] == []
     run_folder.JsonLines(folder / "metrics.jsonl").append(*metric_rows(2))
     run_folder.JsonLines(folder / "samples.jsonl").append(train_row(1))
     with open(folder / "samples.jsonl", "ab") as log:
@@ -333,7 +281,7 @@ def test_the_command_line_prints_where_the_page_is(tmp_path):
 def test_bad_folders_get_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys):
     measured = write_run(tmp_path / "measured", eval_only=True)
     for arguments, fragment in (
-        ([tmp_path / "nowhere"], "nowhere"), ([tmp_path], "no run of main.py"), ([measured], "eval_only"), ([], "give"),
+        ([tmp_path / "nowhere"], "nowhere"), ([tmp_path], "no training run"), ([measured], "eval_only"), ([], "give"),
     ):  # fmt: skip
         monkeypatch.setattr(sys, "argv", ["report.py", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
@@ -369,7 +317,8 @@ def show(window):
 
 
 def texts(page, selector):
-    return page.script("return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)", selector)
+    script = "return [...document.querySelectorAll(arguments[0])].map((e) => e.textContent)"
+    return page.execute_script(script, selector)
 
 
 def test_a_real_run_in_the_browser(show, real_run):
@@ -377,26 +326,26 @@ def test_a_real_run_in_the_browser(show, real_run):
     assert page.text("#name") == "Run run" and "2 of 2" in page.text("#facts")
     rows = run_folder.JsonLines(real_run / "metrics.jsonl").read()
     drawn = texts(page, ".chart code")
-    assert set(drawn) == {key for row in rows for key in row} - {*report.read_explanations()["Bookkeeping"]}
+    assert set(drawn) == {key for row in rows for key in row} - {*report_curves.read_explanations()["Bookkeeping"]}
     assert f"{100 * rows[0]['eval/accuracy']:.1f}%" in page.text("#measures")
-    assert page.script("return document.querySelectorAll('#tests .card').length") == 2 * 8
+    assert page.execute_script("return document.querySelectorAll('#tests .card').length") == 2 * 8
     assert len(texts(page, "#answers article")) == 4
-    assert page.script("return document.querySelectorAll('#changed tr').length") > 10
+    assert page.execute_script("return document.querySelectorAll('#changed tr').length") > 10
 
 
 def test_hostile_answers_show_as_text(show, tmp_path):
     samples = [train_row(1, 0, a, text, prompt=HOSTILE[0]) for a, text in enumerate(HOSTILE)]
     samples += [train_row(2, 0, 0, "t", tokens=HOSTILE), *(eval_row(0, text, question=text) for text in HOSTILE[:2])]
     page = show(write_run(tmp_path, metric_rows(2), samples, group_size=len(HOSTILE), preset=HOSTILE[0]))
-    assert page.script("return document.title") == f"Run {tmp_path.name}"
-    assert page.script("return document.querySelectorAll('img, #viewer script, #tests script').length") == 0
+    assert page.execute_script("return document.title") == f"Run {tmp_path.name}"
+    assert page.execute_script("return document.querySelectorAll('img, #viewer script, #tests script').length") == 0
     shown = texts(page, "#answers .text")
     assert shown[0] == HOSTILE[0] and shown[1] == HOSTILE[1] and shown[-1] == "(empty)"
     assert shown[4] == "\\u0000\\u0007\\u001b[31m" and shown[6] == "\\ud800 half"
     assert shown[5].startswith("\\u202eright") and shown[7] == "\\u2028line"
     assert page.text("#prompt") == HOSTILE[0] and HOSTILE[1] in page.text("#tests")
-    page.script("document.getElementById('step').focus()")
-    page.press("ArrowRight")
+    page.execute_script("document.getElementById('step').focus()")
+    page.press(Keys.ARROW_RIGHT)
     assert texts(page, ".token")[0] == HOSTILE[0] and len(texts(page, ".token")) == len(HOSTILE)
 
 
@@ -407,32 +356,32 @@ def test_the_slider_and_the_selectors(show, tmp_path):
     ]  # fmt: skip
     page = show(write_run(tmp_path, metric_rows(), samples))
     assert texts(page, "#answers .text") == ["2 0 0", "2 0 1"]
-    page.script("document.getElementById('problem').focus()")
-    page.press("ArrowDown")
+    page.execute_script("document.getElementById('problem').focus()")
+    page.press(Keys.ARROW_DOWN)
     assert texts(page, "#answers .text") == ["2 1 0", "2 1 1"] and page.text("#prompt") == "problem 1 of step 2?"
-    page.script("document.getElementById('step').focus()")
-    page.press("ArrowRight")
+    page.execute_script("document.getElementById('step').focus()")
+    page.press(Keys.ARROW_RIGHT)
     assert page.text("#step-name") == "5" and texts(page, "#answers .text") == ["5 1 0", "5 1 1"], "the problem stays"
-    assert page.script("return document.getElementById('step').getAttribute('aria-valuetext')") == "step 5"
+    assert page.execute_script("return document.getElementById('step').getAttribute('aria-valuetext')") == "step 5"
     head = page.text("#answers article")
     assert "advantage -0.5" in head and "reward 0.5" in head and "accuracy 0" in head and "stopped after 5" in head
-    assert page.script("return getComputedStyle(document.getElementById('shade-label')).display") == "none"
-    page.press("End")
-    page.script("document.getElementById('problem').focus()")
-    page.press("Home")
+    assert page.execute_script("return getComputedStyle(document.getElementById('shade-label')).display") == "none"
+    page.press(Keys.END)
+    page.execute_script("document.getElementById('problem').focus()")
+    page.press(Keys.HOME)
     assert texts(page, ".token") == ["x", "y"] * 2
     strengths = set()
     for shade in ("log-prob", "entropy", "ratio", "nothing"):
-        page.script(
+        page.execute_script(
             "const s = document.getElementById('shade'); s.value = arguments[0]; s.dispatchEvent(new Event('change'))",
             shade,
         )
-        strengths.add(page.script("return getComputedStyle(document.querySelector('.token')).backgroundColor"))
+        strengths.add(page.execute_script("return getComputedStyle(document.querySelector('.token')).backgroundColor"))
     assert len(strengths) == 4
     page.hover(".token")
     assert f"p = {math.exp(-0.5):.4f}" in page.text("#token") and "ratio 1.25" in page.text("#token")
-    page.script("document.querySelector('.tokens').focus()")
-    page.press("ArrowRight")
+    page.execute_script("document.querySelector('.tokens').focus()")
+    page.press(Keys.ARROW_RIGHT)
     assert page.text("#token").startswith('token 2 of 2, "y"')
 
 
@@ -442,11 +391,11 @@ def test_charts_read_out_step_and_value(show, tmp_path):
     accuracy = [i for i, title in enumerate(texts(page, ".chart h4")) if title == "Accuracy"][0]
     page.hover(".chart svg")
     assert re.fullmatch(r"step [345]: reward 1", texts(page, ".chart .readout")[0])
-    page.script("document.querySelectorAll('.chart svg')[arguments[0]].focus()", accuracy)
-    page.press("Home")
+    page.execute_script("document.querySelectorAll('.chart svg')[arguments[0]].focus()", accuracy)
+    page.press(Keys.HOME)
     low, high = evaluator.wilson_interval(25, 100)
     assert texts(page, ".chart .readout")[accuracy] == f"step 0: eval/accuracy 25.0% [{low:.1%}, {high:.1%}]"
-    page.press("ArrowRight")
+    page.press(Keys.ARROW_RIGHT)
     low, high = evaluator.wilson_interval(12, 20)
     assert texts(page, ".chart .readout")[accuracy] == f"step 1: accuracy 60.0% [{low:.1%}, {high:.1%}]"
 
@@ -455,11 +404,11 @@ def test_charts_read_out_step_and_value(show, tmp_path):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_layout_fits_and_text_is_readable(tmp_path, width, scheme):
     """No sideways scrolling, and WCAG's 4.5 to 1 for all text, also on shaded tokens."""
-    if reason := browser.missing():
-        pytest.skip(reason)
+    if browser.MISSING:
+        pytest.skip(browser.MISSING)
     samples = [train_row(1, 0, a, "w" * 300, tokens=["w" * 300, " x"]) for a in range(2)]
     samples += [eval_row(0, "v" * 300, question="q" * 300)]
-    rows = [evaluation(0, 0.5), *metric_rows(kl=3.0), evaluation(8, 0.4)]
+    rows = [evaluation(0, 0.5), *metric_rows(kl=3.0, logprob_gap=1.0), evaluation(8, 0.4)]
     folder = write_run(tmp_path, rows, samples, model_name="m" * 200)
     contrast = """
     const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
@@ -482,10 +431,11 @@ def test_layout_fits_and_text_is_readable(tmp_path, width, scheme):
     }
     return result;"""
     with browser.Browser(width=width, scheme=scheme) as page:
-        page._devtools("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        metrics = dict(width=width, height=900, deviceScaleFactor=1, mobile=False)
+        page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
         page.open(report.make_report(folder))
-        assert page.script("return document.documentElement.scrollWidth <= innerWidth")
-        assert page.script(contrast) == {}
-        columns = page.script("return getComputedStyle(document.querySelector('#answers')).gridTemplateColumns")
+        assert page.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        assert page.execute_script(contrast) == {}
+        columns = page.execute_script("return getComputedStyle(document.querySelector('#answers')).gridTemplateColumns")
         assert len(columns.split()) == (1 if width == 400 else 3)
-        assert page.script("return getComputedStyle(document.body).colorScheme") == "light dark"
+        assert page.execute_script("return getComputedStyle(document.body).colorScheme") == "light dark"

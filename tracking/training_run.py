@@ -187,7 +187,8 @@ class TrainingRun:
             self.samples_log.append(*({"step": step, **sample} for sample in evaluation_samples))
             metrics |= evaluation
         self._log(metrics)
-        self.samples_log.append(*({"step": step, **sample} for sample in samples))
+        if samples:
+            self.samples_log.append(*({"step": step, **sample} for sample in samples))
         self.progress.set_postfix_str(note, refresh=False)
         self.progress.update()
         if self._saves(step) or stops:

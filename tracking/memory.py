@@ -1,0 +1,105 @@
+"""How much memory a run of main.py will hold, computed before it starts: `main.py --doctor` prints the table.
+
+Left out on purpose: FSDP, which divides weights, gradients and moments among the processes; memory that the allocator
+cannot use because it is fragmented.
+"""
+
+import copy
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from engine import head
+
+
+def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
+    """Name -> size in bytes of everything that one process of a run holds, and the "peak".
+
+    config: GRPOConfig; model_config: of the policy. Names that begin with "rollout:" or "update:" are held in that
+    phase only. The phases never overlap, so the peak is the permanent part plus the larger phase.
+
+    On a GPU the policy is fp32 under bf16 autocast, the actor is a bf16 copy, and the cache of keys and values stays
+    allocated between rollouts, in rows of a multiple of 256 tokens. On a CPU policy and actor are one fp32 model, and
+    each rollout allocates its own cache.
+    """
+    c, low = model_config, 2 if on_gpu else 4  # low: bytes of a number in the lower precision
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(c)
+    parameters = {id(p): p.numel() for p in model.parameters()}  # tied weights count once
+    N, matrices = sum(parameters.values()), sum(m.weight.numel() for m in model.modules() if type(m) is torch.nn.Linear)
+    V, H = c.vocab_size, c.hidden_size
+    head_dim = getattr(c, "head_dim", None) or H // c.num_attention_heads
+    kv_bytes = 2 * c.num_hidden_layers * c.num_key_value_heads * head_dim * low  # per token
+    rows = config.problems_per_step * config.group_size
+    width = config.max_prompt_length + config.max_completion_length
+    tokens = max(width, min(config.tokens_per_micro_batch, rows * width))
+    per_token, per_layer = activation_bytes(c, on_gpu)
+    if config.gradient_checkpointing:  # the fp32 input of each layer, and all of the layer that is being recomputed
+        per_token = c.num_hidden_layers * H * 4 + per_layer
+    positions = min(tokens, max(1, head.MAX_LOGITS // V))  # whose logits exist at the same time
+
+    cache = f"keys and values of {rows} rows"
+    permanent = {
+        "policy, fp32": 4 * N,
+        "gradients, fp32": 4 * N,
+        "Adam's two moments, fp32": 8 * N,
+        "actor, bf16": 2 * N if on_gpu else 0,
+        "reference": (4 * N - 2 * (matrices - V * H * c.tie_word_embeddings) * on_gpu) if config.beta > 0 else 0,
+        cache: rows * -(-width // 256) * 256 * kv_bytes if on_gpu else 0,
+    }
+    rollout = {
+        f"rollout: {cache}": 0 if on_gpu else rows * width * kv_bytes,
+        # logits in the lower precision, then five fp32 tensors: logits, log-probs, probabilities, entropy terms,
+        # cumulative sum
+        "rollout: one step's logits": rows * V * (low + 5 * 4),
+    }
+    update = {
+        "update: bf16 casts of the matrices": 2 * matrices if on_gpu else 0,
+        f"update: activations of {tokens} tokens": tokens * per_token,
+        # fp32 logits; on a GPU also bf16 logits, in the forward pass and again for their gradient
+        "update: one chunk of the head": positions * V * (4 + low % 4),
+        "update: the embedding's newest gradient": V * H * (low + 4),
+    }
+    table = {name: size for name, size in (permanent | rollout | update).items() if size}
+    return table | {"peak": sum(permanent.values()) + max(sum(rollout.values()), sum(update.values()))}
+
+
+def activation_bytes(model_config, autocast: bool) -> tuple[float, float]:
+    """Bytes per token that autograd keeps for the backward pass: (all layers, one layer).
+
+    Measured: models of one and of two layers, otherwise as configured, process 32 and 64 tokens on the CPU, and the
+    tensors that they save are counted. Differences between these four cancel what does not grow with the tokens
+    (weights) or with the layers.
+    """
+
+    def saved_bytes(num_layers, num_tokens):
+        small = copy.deepcopy(model_config)
+        small.num_hidden_layers, small.vocab_size, small.pad_token_id = num_layers, 8, None
+        if getattr(small, "layer_types", None):
+            small.layer_types = small.layer_types[:num_layers]
+        model = AutoModelForCausalLM.from_config(small)
+        if autocast:  # on a GPU the norm is one kernel that saves only its input
+            for module in model.modules():
+                if type(module).__name__.endswith("RMSNorm"):
+                    module.forward = lambda hidden, weight=module.weight: FusedNorm.apply(hidden, weight)
+        storages = {}
+
+        def pack(tensor):
+            # The storage itself is kept too: if it were freed, another tensor could get the same address.
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        inputs = torch.randn(1, num_tokens, small.hidden_size)
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with hooks, torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            model.base_model(inputs_embeds=inputs, use_cache=False)
+        return sum(storage.nbytes() for storage in storages.values())
+
+    class FusedNorm(torch.autograd.Function):
+        @staticmethod
+        def forward(context, hidden, weight):
+            context.save_for_backward(hidden)
+            return hidden * weight
+
+    one, two = ((saved_bytes(layers, 64) - saved_bytes(layers, 32)) / 32 for layers in (1, 2))
+    return one + (model_config.num_hidden_layers - 1) * (two - one), two - one
