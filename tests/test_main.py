@@ -14,7 +14,9 @@ import time
 
 import pytest
 import torch
+from drawing import drawing
 from random_models import PROMPTS, ROOT, random_model
+from small_runs import metrics_of, tiny_config, without_times
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluator
@@ -25,9 +27,6 @@ from main import train, update
 from rollout import generate
 from tracking import training_run
 from tracking.run_config import PRESETS, GRPOConfig, parse_config
-
-GSM8K = ROOT.parent / "shared/data/gsm8k"
-
 
 # ---------------------------------------------------------------- settings
 
@@ -143,14 +142,6 @@ def test_a_folder_that_cannot_be_written_and_a_resume_without_one(tmp_path):
 
 
 # ---------------------------------------------------------------- one update
-
-
-def tiny_config(output_dir, **overrides):
-    settings = PRESETS["tiny"] | dict(
-        output_dir=output_dir and str(output_dir), max_steps=2, problems_per_step=4, group_size=4, eval_steps=2,
-        eval_problems=8, save_steps=2, warmup_steps=1, learning_rate=1e-3,
-    )  # fmt: skip
-    return GRPOConfig(**(settings | overrides))
 
 
 def rollout_and_advantages(model, tokenizer, group_size=4):
@@ -302,18 +293,11 @@ def test_learning_rate_schedule():
 # ---------------------------------------------------------------- whole runs
 
 
-def metrics_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_times(rows):
-    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens_per_second"} for row in rows]
-
-
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    return train(tiny_config(folder, max_steps=4, save_steps=2))
+    with drawing():
+        return train(tiny_config(folder, max_steps=4, save_steps=2))
 
 
 def test_a_run_leaves_what_it_promises(finished_run):
@@ -436,10 +420,9 @@ def test_the_control_gives_rows_the_advantages_of_others(tmp_path):
     assert real != shuffled and sorted(real) == pytest.approx(sorted(shuffled))
 
 
-@pytest.mark.skipif(not GSM8K.is_dir(), reason=f"{GSM8K} is not here: the real problems are not run")
-def test_a_step_on_the_real_gsm8k(tmp_path):
+def test_a_step_on_the_real_gsm8k(tmp_path, gsm8k):
     folder = train(
-        tiny_config(tmp_path / "run", dataset_name="gsm8k", dataset_path=str(GSM8K), max_steps=1, eval_steps=1)
+        tiny_config(tmp_path / "run", dataset_name="gsm8k", dataset_path=str(gsm8k), max_steps=1, eval_steps=1)
     )
     assert metrics_of(folder)[1]["completion_length"] > 0
 
@@ -633,12 +616,6 @@ def test_the_log_prob_gap_is_the_mean_difference_of_the_real_draws(tokenizer):
 
 
 # ---------------------------------------------------------------- a reference that follows
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """They take longer than a short run."""
-    monkeypatch.setattr(main.plotter, "plot_run", lambda folder: None)
 
 
 @pytest.fixture(scope="module")

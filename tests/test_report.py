@@ -10,8 +10,7 @@ import sys
 import browser
 import pytest
 from random_models import ROOT
-from test_distill import config_of
-from test_main import tiny_config
+from small_runs import distill_config, tiny_config
 
 import distill
 import evaluator
@@ -19,6 +18,8 @@ import main
 import rldatasets
 from tracking import report, run_folder
 from tracking.run_config import PRESETS, GRPOConfig
+
+pytestmark = pytest.mark.pictures
 
 # What a model may write: markup, the end of a script block, controls, other directions, half characters.
 HOSTILE = [
@@ -100,7 +101,7 @@ def logged(real_run, tmp_path_factory):
     student = tmp_path_factory.mktemp("student")
     problems = rldatasets.load_problems("arithmetic", "train", 8)
     lessons = [{"question": problem.question, "completion": "<answer>1</answer>", "ids": None} for problem in problems]
-    distill.train_student(config_of(student, epochs=1.0), "tiny_student", lessons, student)
+    distill.train_student(distill_config(student, epochs=1.0), "tiny_student", lessons, student)
     return keys | {key for row in run_folder.JsonLines(student / "metrics.jsonl").read() for key in row}
 
 

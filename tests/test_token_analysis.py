@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import unicodedata
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +26,6 @@ from soft_thinking import SoftThinking
 
 QUESTION = "Mia has 12 eggs. Mia doubles them. How many eggs does Mia have?"
 FAST = ["--num_resamples", "3", "--forks", "1", "--skip_individual_pdfs"]
-QWEN = Path(__file__).resolve().parent.parent.parent / "shared/qwen2.5-tokenizer"
 
 
 # ---------------------------------------------------------------- measures
@@ -625,9 +623,8 @@ def test_real_vocabulary_stays_small():
     assert gibibytes < 1.2 and bytes_a_step < 2500
 
 
-@pytest.mark.skipif(not QWEN.is_dir(), reason=f"{QWEN} is not here: the real tokenizer")
-def test_unused_ids_of_the_real_vocabulary():
-    tokenizer = AutoTokenizer.from_pretrained(QWEN)
+def test_unused_ids_of_the_real_vocabulary(qwen):
+    tokenizer = qwen
     spelled = ta.token_bytes(tokenizer, [151_643, 151_645, 151_664, 151_665, 151_935])
     assert [piece is None for piece in spelled.values()] == [False, False, False, True, True]
     text = "naïve 中文 😀\n\tx = {'a': 1}"
