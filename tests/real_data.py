@@ -20,9 +20,7 @@ def qwen_tokenizer() -> Path | None:
     if "TEST_DATA" in os.environ:
         folder = Path(os.environ["TEST_DATA"], "qwen2.5-tokenizer")
         return folder.resolve() if folder.is_dir() else None
-    files = [
-        try_to_load_from_cache(HUB_NAME, name) for name in ("tokenizer.json", "tokenizer_config.json", "config.json")
-    ]
+    files = [try_to_load_from_cache(HUB_NAME, name) for name in ("tokenizer.json", "tokenizer_config.json")]
     return Path(files[0]).parent if all(isinstance(file, str) for file in files) else None
 
 

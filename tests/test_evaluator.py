@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
-from grader_tables import EQUAL, NEVER_18, NEVER_OTHER, STRUCTURE, blocks, expand
+from grader_tables import DIGITS_5000, EQUAL, NEVER_18, NEVER_OTHER, STRUCTURE, blocks, expand
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -36,6 +36,8 @@ from evaluator import (
     wilson_interval,
 )
 from rldatasets import Problem
+
+# ---- Numbers ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("gold, candidate", [(gold, text) for gold, texts in EQUAL.items() for text in texts])
