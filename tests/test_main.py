@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 
+import processes
 import pytest
 import torch
 from drawing import drawing
@@ -450,24 +452,22 @@ def test_compiled_layers_give_the_same_step(tokenizer):
 def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_from_there(finished_run, tmp_path, number):
     arguments = "--preset tiny --max_steps 4 --problems_per_step 4 --group_size 4 --eval_steps 2 --eval_problems 8 "
     arguments += f"--save_steps 2 --warmup_steps 1 --learning_rate 1e-3 --output_dir {tmp_path / 'run'}"
-    run = subprocess.Popen(
-        [sys.executable, ROOT / "main.py", *arguments.split()],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
+    run = processes.Running("main.py", *arguments.split())
     log = tmp_path / "run/metrics.jsonl"
-    while not log.exists() or len(log.read_text().splitlines()) < 2:
-        assert run.poll() is None
-        time.sleep(0.01)
-    run.send_signal(number)
-    message = run.communicate(timeout=100)[1].splitlines()[-1]
-    assert run.returncode == 128 + number
+    try:
+        while not log.exists() or len(log.read_text().splitlines()) < 2:
+            assert run.poll() is None
+            time.sleep(0.01)
+        os.kill(run.processes[0].pid, number)
+    finally:
+        stopped = run.finish(100)
+    message = stopped.stderr.splitlines()[-1]
+    assert stopped.returncode == 128 + number
     steps = [row["step"] for row in metrics_of(tmp_path / "run")]
     assert steps == list(range(len(steps))) and 2 <= len(steps) < 5
     assert f"step {steps[-1]} is saved" in message and "--resume_from_checkpoint latest" in message
     command = message.partition("go on with python main.py ")[2].split()
-    done = run_main(*command)
+    done = processes.run("main.py", *command)
     assert done.returncode == 0, done.stderr
     assert without_times(metrics_of(tmp_path / "run")) == without_times(metrics_of(finished_run))
 
