@@ -1,15 +1,22 @@
-# `make train` and `make test` set everything up by themselves, in .venv (Python 3.10 or newer is all they need).
+# `make train` and `make test` set everything up by themselves, in .venv (Python 3.10 or newer is all they need), from any
+# folder: `make -C path/to/this test`. `make train` trains the embedded model, with or without a GPU.
+MAKEFLAGS += --no-print-directory  # so that the last line of `make -C ... test` is pytest's
 PYTHON ?= python3
 ARGS ?=
-LONGEST = tests/test_walkthrough.py tests/test_processes.py tests/test_faults.py  # first, so that none is left over
+# One process a core, with one thread each. A file stays in one process, which makes its fixtures once; the longest
+# start first, so that none is left over at the end.
+WORKERS ?= logical
+LONGEST = tests/test_distributed.py tests/test_faults.py tests/test_walkthrough.py tests/test_main.py \
+	tests/test_distill.py tests/test_token_analysis.py
 
 .PHONY: train test lint clean
 
 train: .venv/.installed
-	.venv/bin/python main.py $(ARGS)
+	.venv/bin/python main.py --preset tiny $(ARGS)
 
-test: .venv/.installed-dev lint
-	.venv/bin/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal $(LONGEST) tests test_soft_thinking.py
+test: lint
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -rs -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
+		$(LONGEST) tests test_soft_thinking.py
 
 lint: .venv/.installed-dev
 	.venv/bin/ruff check .

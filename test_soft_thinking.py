@@ -14,7 +14,6 @@ Left out on purpose: what soft thinking is worth (that takes training runs), and
 
 import argparse
 import functools
-import os
 import random
 import sys
 import unittest
@@ -32,9 +31,9 @@ from rollout import Rollout, generate
 from soft_thinking import CLOSED, SoftThinking, SoftThinkingController, format_trace, mixture_weights
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "tests"))
+import real_data
 from random_models import PROMPTS, ROOT, random_model
 
-QWEN_TOKENIZER = Path(os.environ.get("QWEN_TOKENIZER_DIR", ROOT.parent / "shared" / "qwen2.5-tokenizer"))
 OPEN, CLOSE, ANSWER = "<reasoning>", "</reasoning>", "<answer>"
 BUDGET, RESERVE = 32, 12  # tokens; short enough for some rows of the embedded model to be closed by force
 SETTINGS = (
@@ -70,9 +69,10 @@ def tiny_tokenizer():
 
 @functools.cache
 def qwen_tokenizer():
-    if not QWEN_TOKENIZER.is_dir():
-        raise unittest.SkipTest(f"no Qwen2.5 tokenizer in {QWEN_TOKENIZER}")
-    return AutoTokenizer.from_pretrained(QWEN_TOKENIZER)
+    folder = real_data.qwen_tokenizer()
+    if folder is None:
+        raise unittest.SkipTest(real_data.NO_TOKENIZER)
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def at_most(limit: float, value: float, what: str) -> str:

@@ -12,7 +12,7 @@ process's death like any other: SIGKILL runs no handler and empties no buffer, w
 rest is lost, and the parent holds none of the child's files open.
 
 Left out on purpose: power cuts (the files are flushed before they are renamed, but only hardware shows that it helped),
-bits that flip on the disk, several processes, GPUs (bit for bit is a promise for CPUs). Pictures are not drawn.
+bits that flip on the disk, several processes, GPUs (bit for bit is a promise for CPUs). No pictures, no report.
 """
 
 import os
@@ -46,7 +46,7 @@ import evaluator
 import llms
 import main as program
 import rldatasets
-from tracking import checkpoints, command_line, plotter, run_folder, training_run
+from tracking import checkpoints, command_line, plotter, report, run_folder, training_run
 from tracking.run_config import parse_config
 
 STEPS = 8
@@ -113,7 +113,7 @@ class Child:
             descriptor = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(descriptor, 1)
             os.dup2(descriptor, 2)
-            plotter.plot_run = lambda folder: None
+            plotter.plot_run = report.make_report = lambda folder: None
             for owner, name, letter in (
                 (checkpoints, "save_checkpoint", b"s"),
                 (run_folder.JsonLines, "append", b"l"),
@@ -704,6 +704,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--quick", action="store_true", help="one of each kind of disk fault and of lasting NaN")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    llms.load("tiny")  # transformers compiles its tables at the first load: once here, not in every child
     with tempfile.TemporaryDirectory() as folder:
         started = time.monotonic()
         lab = make_lab(Path(folder), args.seed, args.quick)

@@ -3,9 +3,12 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: what is compared here bit for bit holds on a CPU
 
 import browser
 import pytest
+import real_data
+from drawing import no_drawing
 from random_models import FAMILIES, ROOT, random_model
 from transformers import AutoTokenizer
 
@@ -18,6 +21,39 @@ def model(request):
 @pytest.fixture(scope="session")
 def tokenizer():
     return AutoTokenizer.from_pretrained(ROOT / "models" / "tiny")
+
+
+@pytest.fixture(scope="session")
+def qwen():
+    """The real Qwen2.5 tokenizer."""
+    folder = real_data.qwen_tokenizer()
+    if folder is None:
+        pytest.skip(real_data.NO_TOKENIZER)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def gsm8k():
+    """The folder with the rows of GSM8K: train.jsonl and test.jsonl."""
+    folder = real_data.gsm8k()
+    if folder is None:
+        pytest.skip(real_data.NO_GSM8K)
+    return folder
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "pictures: runs in this file draw their pictures and write their report")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_pictures(request):
+    """Runs draw nothing and write no report, which takes longer than a short run. Not in files that are marked
+    `pictures`, nor within `drawing.drawing()`."""
+    if request.node.get_closest_marker("pictures"):
+        yield
+    else:
+        with no_drawing():
+            yield
 
 
 @pytest.fixture(scope="module")

@@ -14,9 +14,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from drawing import drawing
 from hypothesis import given
 from hypothesis import strategies as st
 from random_models import PROMPTS, ROOT, random_model
+from small_runs import distill_config as config_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import distill
@@ -31,17 +33,8 @@ from distillation.measurement import measure_all
 from distillation.students import new_student
 from engine import head
 from rollout import generate
-from tracking import command_line, plotter, run_config, run_folder
+from tracking import command_line, run_config, run_folder
 from update import lr_scale
-
-
-def config_of(folder="unused", **overrides):
-    small = dict(
-        output_dir=str(folder), teacher_name="tiny", train_problems=96, problems_per_step=48, epochs=2.0, batch_size=8,
-        save_steps=2, eval_problems=8, warmup_steps=1,
-    )  # fmt: skip
-    return DistillConfig(**(PRESETS["tiny"] | small | overrides))
-
 
 # ---------------------------------------------------------------- losses
 
@@ -433,7 +426,8 @@ def here():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, here):
-    return distill.run(config_of(tmp_path_factory.mktemp("runs") / "run"))
+    with drawing():
+        return distill.run(config_of(tmp_path_factory.mktemp("runs") / "run"))
 
 
 def lines(file):
@@ -505,12 +499,6 @@ def stop_at(monkeypatch, name, call):
         return original(*arguments, **options)
 
     monkeypatch.setattr(owner, name, stopping)
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """Of single trainings: drawing one takes a second."""
-    monkeypatch.setattr(plotter, "plot_run", lambda folder: None)
 
 
 def test_a_run_that_is_stopped_in_every_stage_ends_as_the_uninterrupted_one(finished, tmp_path, no_pictures):

@@ -8,13 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import torch
+from random_models import ROOT
 from safetensors.torch import load_file
 
 from engine import distributed
 
-ROOT = Path(__file__).parent.parent
 SETTINGS = (
     "--preset tiny --problems_per_step 4 --group_size 4 --minibatches 2 --max_completion_length 24 --max_steps 5 "
     "--eval_problems 12 --eval_steps 5 --save_steps 5 --learning_rate 1e-4 --warmup_steps 1 "
@@ -22,19 +23,8 @@ SETTINGS = (
 ).split()
 
 
-def launch(script: list[str], num_processes: int, timeout: int = 240) -> subprocess.CompletedProcess:
-    command = [sys.executable, *script]
-    if num_processes > 1:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-        command = [sys.executable, *torchrun, *script]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout, env=environment, check=False, cwd=ROOT
-    )
-
-
-def train(folder: Path, num_processes: int, *flags: str) -> subprocess.CompletedProcess:
-    return launch(["main.py", *SETTINGS, "--output_dir", str(folder), *flags], num_processes)
+def train(folder: Path, num_processes: int, *flags: str):
+    return processes.run("main.py", *SETTINGS, "--output_dir", str(folder), *flags, num_processes=num_processes)
 
 
 def weights(folder: Path, step: int = 5) -> dict[str, torch.Tensor]:
@@ -76,7 +66,7 @@ def test_two_processes_end_where_one_does(one, tmp_path):
 
 
 DISTILL = (
-    "distill.py train --preset tiny --teacher_name tiny --train_problems 60 --problems_per_step 8 --eval_problems 4 "
+    "train --preset tiny --teacher_name tiny --train_problems 60 --problems_per_step 8 --eval_problems 4 "
     "--max_completion_length 60 --epochs 4 --batch_size 8 --learning_rate 1e-4 --warmup_steps 1"
 ).split()
 
@@ -85,7 +75,8 @@ def test_two_processes_distil_the_same_student(tmp_path):
     """All stages that several processes share, on-policy batches, and a divided student."""
     flags = ("--loss", "fkl", "--on_policy_fraction", "0.5")
     for name, num_processes, more in (("one", 1, ()), ("two", 2, ("--fsdp",))):
-        result = launch([*DISTILL, *flags, *more, "--output_dir", str(tmp_path / name)], num_processes)
+        arguments = [*DISTILL, *flags, *more, "--output_dir", str(tmp_path / name)]
+        result = processes.run("distill.py", *arguments, num_processes=num_processes)
         assert result.returncode == 0, result.stderr[-2000:]
     answers = [(tmp_path / name / "generate" / "teacher.jsonl").read_text() for name in ("one", "two")]
     assert answers[0] == answers[1] and answers[0].count("\n") == 60
@@ -152,7 +143,7 @@ def test_processes_with_less_or_nothing_to_do_keep_up(tmp_path, kind):
     """Uneven lengths and numbers of micro-batches, a process without any row to learn from, and none with one."""
     script = tmp_path / "uneven.py"
     script.write_text(UNEVEN)
-    result = launch([str(script), kind], 2, timeout=120)
+    result = processes.run(script, kind, num_processes=2)
     assert result.returncode == 0, result.stderr[-3000:]
 
 
@@ -171,36 +162,52 @@ def test_a_divided_policy_takes_the_same_steps_and_one_process_goes_on_from_ther
     assert all(torch.allclose(before[name], after[name], atol=1e-5) for name in before)
 
 
-@pytest.mark.parametrize("target", ["torchrun", "one process"])
-def test_a_signal_ends_all_processes_with_a_checkpoint(tmp_path, target):
+LONG = [*SETTINGS, "--max_steps", "500", "--eval_steps", "500", "--save_steps", "500"]
+
+
+def wait_for_steps(folder: Path, running) -> None:
+    """Until a run that goes on has logged two steps."""
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() or len(log(folder)) < 3:
+        assert running.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def stopped_with_a_checkpoint(folder: Path, stderr: str) -> None:
+    step = log(folder)[-1]["step"]
+    assert f"step {step} is saved; go on with torchrun --nproc_per_node 2 main.py" in stderr
+    assert weights(folder, step)
+
+
+def test_a_signal_to_one_process_ends_all_with_a_checkpoint(tmp_path):
+    running = processes.Running("main.py", *LONG, "--output_dir", str(tmp_path / "run"), num_processes=2)
+    try:
+        wait_for_steps(tmp_path / "run", running)
+        os.kill(running.processes[1].pid, signal.SIGTERM)
+    except BaseException:
+        running.kill()
+        raise
+    result = running.finish(60)
+    assert [process.exitcode for process in running.processes] == [128 + signal.SIGTERM] * 2
+    stopped_with_a_checkpoint(tmp_path / "run", result.stderr)
+
+
+def test_torchrun_starts_the_processes_and_a_signal_to_it_ends_them_with_a_checkpoint(tmp_path):
+    """The one test that pays for torchrun itself: it and its processes import torch each by itself."""
     folder, errors = tmp_path / "run", tmp_path / "stderr"
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "main.py",
-        *SETTINGS,
-    ]
-    command += ["--max_steps", "500", "--eval_steps", "500", "--save_steps", "500", "--output_dir", str(folder)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     with open(errors, "w") as file:
         launcher = subprocess.Popen(
-            command, stderr=file, stdout=subprocess.DEVNULL, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
+            [*torchrun, "main.py", *LONG, "--output_dir", str(folder)],
+            stderr=file, stdout=subprocess.DEVNULL, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
     try:
-        deadline = time.monotonic() + 120
-        while not (folder / "metrics.jsonl").exists() or len(log(folder)) < 3:
-            assert launcher.poll() is None and time.monotonic() < deadline, errors.read_text()[-2000:]
-            time.sleep(0.2)
-        workers = subprocess.check_output(["pgrep", "-P", str(launcher.pid)], text=True).split()
-        os.kill(launcher.pid if target == "torchrun" else int(workers[-1]), signal.SIGTERM)
+        wait_for_steps(folder, launcher)
+        launcher.send_signal(signal.SIGTERM)
         assert launcher.wait(timeout=60) != 0
     finally:
         launcher.kill()
-    step = log(folder)[-1]["step"]
-    assert f"step {step} is saved; go on with torchrun --nproc_per_node 2 main.py" in errors.read_text()
-    assert weights(folder, step)
+    stopped_with_a_checkpoint(folder, errors.read_text())
 
 
 @pytest.mark.parametrize(

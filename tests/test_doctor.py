@@ -12,8 +12,7 @@ import sys
 import pytest
 import torch
 from random_models import FAMILIES, ROOT, random_model
-from test_main import tiny_config
-from test_real_models import small_dataset
+from small_runs import small_dataset, tiny_config
 from tokenizers import normalizers
 from transformers import AutoModelForCausalLM, Qwen2Config
 from transformers.initialization import no_init_weights

@@ -7,12 +7,12 @@ import re
 import signal
 from fractions import Fraction
 from itertools import combinations, product
-from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 import torch
+from grader_tables import DIGITS_5000, EQUAL, NEVER_18, NEVER_OTHER, STRUCTURE, blocks, expand
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,68 +39,7 @@ from evaluator import (
 )
 from rldatasets import Problem, PromptFormat
 
-
-def blocks(answer, reasoning="Nine and nine.", tags="reasoning"):
-    """A well-formed completion."""
-    outer, inner = TAGS[tags]
-    return f"<{outer}>{reasoning}</{outer}>\n<{inner}>{answer}</{inner}>"
-
-
 # ---- Numbers ---------------------------------------------------------------------------------------------------------
-
-EQUAL = {
-    "18": [
-        "18", "$18", r"\$18", "18.", "18.0", "18.00", "$18.00", "+18", "018", "(18)", "**18**", "`18`", "$18$",
-        r"\boxed{18}", r"$\boxed{18}$", r"\text{18}", "18 dollars", "18 km/h", "x = 18", "Answer: 18", "18%",
-        "18/1", "36/2", " 18", "18 ", "\n18\n", "\t 18 \r\n", "\u00a018\u3000",
-        # beyond the specification: what the same models also write
-        "x=18", "18 dollars.", "$18 per hour", "18 percent", r"18\%", "18 %", "$18 $", "$ 18", "**$18**",
-        "(**18**)", "**18.**", "$18$.", "$$18$$", r"\(18\)", r"\[ 18 \]", r"\boxed{x = 18}", r"x = \boxed{18}",
-        "$x = 18$", r"18 \text{ dollars}", r"\boxed{18\text{ dollars}}", r"\frac{36}{2}", r"\dfrac{36}{2}",
-        "Total cost = $18.00", "**\n18\n**", "$$\n18\n$$", "Answer:\n18",
-    ],
-    "1,234": ["1234", "1,234", "1,234.00", "$1,234", "1234.0", "**1,234**", "1,234 dollars", "2,468/2"],
-    "1234": ["1,234", "1234"],
-    "1234567": ["1,234,567", "1234567", "$1,234,567.00"],
-    "-3": ["-3", "−3", "–3", "- 3", "(-3)", "-$3", "-3.0", "$-3$", "x = -3", "-6/2", "-3 degrees", "(−3)"],
-    "0.5": [
-        ".5", "0.50", "1/2", r"\frac{1}{2}", "0.5", "+.5", "$.50", r"$\frac{1}{2}$", r"\boxed{\frac{1}{2}}", "1/2 cup",
-    ],
-    "3/4": ["0.75", "6/8", "3/4", ".75", r"\frac{6}{8}"],
-    "-1/2": [r"-\frac{1}{2}", "-.5"],
-    "0": ["0", "-0", "0.0", "0/7", "$0.00"],
-}  # fmt: skip
-
-DIGITS_5000 = "18" * 2500
-
-NEVER_18 = [
-    "18 or 19", "19 or 18", "18, 19", "18,19", "18, 18", "17, 18, 19", "[18]", "[18, 19]", "18 18", "18; 18",
-    "18\n19", "19\n18", "18\n18", "18 eggs and 3 hens", "18-19", "9*2", "2×9", "18!", "18^1", "1.8e1",
-    "1e999999999", "9**9**9", DIGITS_5000, "0x12", "1_8", "1 8", "{18}", "١٨", "１８", "nan", "inf", "", " ",
-    "\n", "18/0", "1/0", "0/0", "--18", "180", "1800", "0.18", "18.0001",
-    # beyond the specification
-    "18±1", "18–19", "18−0", "18 - 0", "18 + 0", "20-2", "-18", "−18", "- 18", "(18", "18)", "**18", "18**",
-    "$$", "$", "**", "()", "(1)(8)", "$1$8$", r"1\text{8}", r"\text{1}8", r"\text{1}\text{8}", r"\boxed{1}{8}",
-    r"3\frac{36}{2}", r"\frac{36}{2}3", r"\frac{18}{0}", r"\frac{18}", r"\frac{}{}", "1 36/2", "18/1/1",
-    "18.0/1", "18/1.0", "36 / /2", "18..", "18...", "1.8.", "18.0.0", ",18", "18,", "+-18", "+ +18", "$$18",
-    "18$$", "18$", "18%%", "18 % of 100", "9 + 9 = 18", "18 = 18", "x1 = 18", "x != 18", "x > 18", "18: 18",
-    "eighteen", "18 thousand", "18 Million", "18 millions", "2 dozen", "18 or nineteen", "18 and a half",
-    "18 plus two", "18 minus one", "18 to twenty", "18 squared", "18 k", "18k", "18x", "18 pi",
-    "18 is what I say but it may be nineteen", "18 eggs, hens", "18<br>", "<b>18</b>", "18\x00", "1\u200b8",
-    "18²", "Ⅹ", "⑱", "१८", "18 if 1 else 0", "int('18')", "__import__('os')", "True", "None", "\\", "\\text{",
-    "\\boxed{18", "=18", ":18", "None = ", "a = b = ", ".", "-", "+", "/", "%", ",", "0b10010", "18j",
-    "18 " + "dollars " * 20, "x" * 200 + " = 18", "(" * 60 + "18" + ")" * 60,
-]  # fmt: skip
-
-NEVER_OTHER = [
-    ("12,34", "1234"), ("1, 234", "1234"), ("1 ,234", "1234"), ("1,2345", "12345"), ("1,234,56", "123456"),
-    ("1234,567", "1234567"), (",234", "234"), ("0,123", "123"), ("1,23,456", "123456"), ("1.234,00", "1234"),
-    ("1 234", "1234"), ("1_234", "1234"), ("--3", "-3"), ("--3", "3"), ("−−3", "-3"), ("-+3", "-3"),
-    ("-$-3", "-3"), ("3", "-3"), ("-3", "3"), ("50%", "0.5"), ("50 percent", "0.5"), ("0.5", "50%"),
-    ("1/3", "0.3333333333333333"), ("0.1", "0.1000000000000000055511151231257827"), ("nan", "nan"),
-    ("inf", "inf"), ("", ""), ("1/0", "1/0"), ("eggs", "eggs"), (DIGITS_5000, DIGITS_5000), ("18", DIGITS_5000),
-    ("18", ""), ("18", "18 or 19"), ("18", "18\n18"),
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("gold, candidate", [(gold, text) for gold, texts in EQUAL.items() for text in texts])
@@ -179,74 +118,8 @@ def test_only_groups_of_three_are_thousands(head, tail, separator):
 
 # ---- Structure -------------------------------------------------------------------------------------------------------
 
+
 # R, /R, A, /A stand for the four tags. (completion, accuracy with gold 18, format)
-STRUCTURE = [
-    ("[R]r[/R][A]18[/A]", 1, 1),
-    ("[R]r[/R]\n[A]18[/A]", 1, 1),
-    (" \n[R]\nr\nr\n[/R]\n\n[A]\n18\n[/A]\n ", 1, 1),
-    ("[R]1 < 2 and </b> [/R][A]18[/A]", 1, 1),
-    ("[R]r[/R][A]no idea[/A]", 0, 1),
-    ("[R]r[/R][A][/A]", 0, 1),
-    ("[R]r[/R][A]19[/A]", 0, 1),
-    # text around: only the format minds
-    ("[R]r[/R][A]18[/A] Done.", 1, 0),
-    ("[R]r[/R][A]18[/A] 19", 1, 0),
-    ("[R]r[/R][A]18[/A]\n[R]next question", 1, 0),
-    ("Sure. [R]r[/R][A]18[/A]", 1, 0),
-    ("[R]r[/R] So: [A]18[/A]", 1, 0),
-    # empty reasoning
-    ("[R][/R][A]18[/A]", 1, 0),
-    ("[R] \n [/R][A]18[/A]", 1, 0),
-    # missing or unclosed blocks
-    ("", 0, 0),
-    ("18", 0, 0),
-    ("[A]18[/A]", 0, 0),
-    ("[R]r[/R]", 0, 0),
-    ("[R]r[/R]18", 0, 0),
-    ("[R]r[/R][A]18", 0, 0),
-    ("[R]r[/R]18[/A]", 0, 0),
-    ("[R]r[A]18[/A]", 0, 0),
-    ("r[/R][A]18[/A]", 0, 0),
-    ("r[A]18[/A]", 0, 0),
-    # several blocks
-    ("[R]r[/R][A]18[/A][A]18[/A]", 0, 0),
-    ("[R]r[/R][A]18[/A][A]19[/A]", 0, 0),
-    ("[R]r[/R][A]19[/A][A]18[/A]", 0, 0),
-    ("[R]r[/R][A]18[/A] and [A]", 0, 0),
-    ("[R]r[/R][A]18[/A][/A]", 0, 0),
-    ("[R]r[/R][R]r[/R][A]18[/A]", 0, 0),
-    ("[R]r[/R][A]18[/A][R]r[/R][A]18[/A]", 0, 0),
-    # answer in the reasoning
-    ("[R]r [A]18[/A][/R]", 0, 0),
-    ("[R]r [A]18[/A][/R][A]18[/A]", 0, 0),
-    ("[R]r [A]18[/A][/R][A]19[/A]", 0, 0),
-    ("[R]r [A] [/R][A]18[/A]", 0, 0),
-    ("[R]the answer is 18[/R]", 0, 0),
-    ("[R]the answer is 18[/R][A][/A]", 0, 1),
-    # wrong order
-    ("[A]18[/A][R]r[/R]", 0, 0),
-    ("[/R]r[R][A]18[/A]", 0, 0),
-    ("[R]r[/R][/A]18[A]", 0, 0),
-    ("[/R][R]r[/R][A]18[/A]", 0, 0),
-    ("[/A][R]r[/R][A]18[/A]", 0, 0),
-    ("[A][R]r[/R]18[/A]", 0, 0),
-    ("[R]r[A][/R]18[/A]", 0, 0),
-    # nested
-    ("[R][R]r[/R][/R][A]18[/A]", 0, 0),
-    ("[R]r[/R][A][A]18[/A][/A]", 0, 0),
-    ("[R]r[/R][A][R]18[/R][/A]", 0, 0),
-    ("[R]r[/R][A]18[R][/A]", 0, 0),
-    ("[R][A]r[/A][/R]", 0, 0),
-]  # fmt: skip
-
-
-def expand(text, tags):
-    outer, inner = TAGS[tags]
-    for short, tag in (("R", outer), ("A", inner)):
-        text = text.replace(f"[{short}]", f"<{tag}>").replace(f"[/{short}]", f"</{tag}>")
-    return text
-
-
 @pytest.mark.parametrize("tags", ["reasoning", "think"])
 @pytest.mark.parametrize("text, accuracy, well_formed", STRUCTURE)
 def test_structure(text, accuracy, well_formed, tags):
@@ -988,15 +861,10 @@ def test_progress_is_only_shown_on_request(scripted, capsys, progress):
 
 # ---- The real golds --------------------------------------------------------------------------------------------------
 
-GSM8K = Path(__file__).resolve().parents[1] / "../shared/data/gsm8k"
-
 
 @pytest.mark.parametrize("split, count", [("train", 7473), ("test", 1319)])
-def test_every_gsm8k_gold_parses(split, count):
-    path = GSM8K / f"{split}.jsonl"
-    if not path.exists():
-        pytest.skip(f"needs {path}")
-    with path.open(encoding="utf-8") as lines:
+def test_every_gsm8k_gold_parses(gsm8k, split, count):
+    with open(gsm8k / f"{split}.jsonl", encoding="utf-8") as lines:
         golds = [json.loads(line)["answer"].split("#### ")[1] for line in lines]
     assert len(golds) == count
     for gold in golds:

@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -12,9 +13,12 @@ import subprocess
 import sys
 import time
 
+import processes
 import pytest
 import torch
+from drawing import drawing
 from random_models import PROMPTS, ROOT, random_model
+from small_runs import metrics_of, tiny_config, without_times
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import evaluator
@@ -25,12 +29,9 @@ import rldatasets
 import rollout
 from main import train
 from rollout import generate
-from tracking import command_line, plotter, run_config, summaries, training_run
+from tracking import command_line, run_config, summaries, training_run
 from tracking.run_config import PRESETS, GRPOConfig, parse_config
 from update import lr_scale, update
-
-GSM8K = ROOT.parent / "shared/data/gsm8k"
-
 
 # ---------------------------------------------------------------- settings
 
@@ -147,14 +148,6 @@ def test_a_folder_that_cannot_be_written_and_a_resume_without_one(tmp_path):
 
 
 # ---------------------------------------------------------------- one update
-
-
-def tiny_config(output_dir, **overrides):
-    settings = PRESETS["tiny"] | dict(
-        output_dir=output_dir and str(output_dir), max_steps=2, problems_per_step=4, group_size=4, eval_steps=2,
-        eval_problems=8, save_steps=2, warmup_steps=1, learning_rate=1e-3,
-    )  # fmt: skip
-    return GRPOConfig(**(settings | overrides))
 
 
 def rollout_and_advantages(model, tokenizer, group_size=4):
@@ -305,18 +298,11 @@ def test_learning_rate_schedule():
 # ---------------------------------------------------------------- whole runs
 
 
-def metrics_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_times(rows):
-    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens_per_second"} for row in rows]
-
-
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
-    return train(tiny_config(folder, max_steps=4, save_steps=2))
+    with drawing():
+        return train(tiny_config(folder, max_steps=4, save_steps=2))
 
 
 def test_a_run_leaves_what_it_promises(finished_run):
@@ -439,10 +425,9 @@ def test_the_control_gives_rows_the_advantages_of_others(tmp_path):
     assert real != shuffled and sorted(real) == pytest.approx(sorted(shuffled))
 
 
-@pytest.mark.skipif(not GSM8K.is_dir(), reason=f"{GSM8K} is not here: the real problems are not run")
-def test_a_step_on_the_real_gsm8k(tmp_path):
+def test_a_step_on_the_real_gsm8k(tmp_path, gsm8k):
     folder = train(
-        tiny_config(tmp_path / "run", dataset_name="gsm8k", dataset_path=str(GSM8K), max_steps=1, eval_steps=1)
+        tiny_config(tmp_path / "run", dataset_name="gsm8k", dataset_path=str(gsm8k), max_steps=1, eval_steps=1)
     )
     assert metrics_of(folder)[1]["completion_length"] > 0
 
@@ -470,24 +455,22 @@ def test_compiled_layers_give_the_same_step(tokenizer):
 def test_a_signal_ends_the_run_after_its_step_and_it_goes_on_from_there(finished_run, tmp_path, number):
     arguments = "--preset tiny --max_steps 4 --problems_per_step 4 --group_size 4 --eval_steps 2 --eval_problems 8 "
     arguments += f"--save_steps 2 --warmup_steps 1 --learning_rate 1e-3 --output_dir {tmp_path / 'run'}"
-    run = subprocess.Popen(
-        [sys.executable, ROOT / "main.py", *arguments.split()],
-        stderr=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        text=True,
-    )
+    run = processes.Running("main.py", *arguments.split())
     log = tmp_path / "run/metrics.jsonl"
-    while not log.exists() or len(log.read_text().splitlines()) < 2:
-        assert run.poll() is None
-        time.sleep(0.01)
-    run.send_signal(number)
-    message = run.communicate(timeout=100)[1].splitlines()[-1]
-    assert run.returncode == 128 + number
+    try:
+        while not log.exists() or len(log.read_text().splitlines()) < 2:
+            assert run.poll() is None
+            time.sleep(0.01)
+        os.kill(run.processes[0].pid, number)
+    finally:
+        stopped = run.finish(100)
+    message = stopped.stderr.splitlines()[-1]
+    assert stopped.returncode == 128 + number
     steps = [row["step"] for row in metrics_of(tmp_path / "run")]
     assert steps == list(range(len(steps))) and 2 <= len(steps) < 5
     assert f"step {steps[-1]} is saved" in message and "--resume_from_checkpoint latest" in message
     command = message.partition("go on with python main.py ")[2].split()
-    done = run_main(*command)
+    done = processes.run("main.py", *command)
     assert done.returncode == 0, done.stderr
     assert without_times(metrics_of(tmp_path / "run")) == without_times(metrics_of(finished_run))
 
@@ -636,12 +619,6 @@ def test_the_log_prob_gap_is_the_mean_difference_of_the_real_draws(tokenizer):
 
 
 # ---------------------------------------------------------------- a reference that follows
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """They take longer than a short run."""
-    monkeypatch.setattr(plotter, "plot_run", lambda folder: None)
 
 
 @pytest.fixture(scope="module")

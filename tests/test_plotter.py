@@ -16,6 +16,8 @@ import pytest
 
 from tracking import plotter
 
+pytestmark = pytest.mark.pictures
+
 PICTURES = ["eval_score.png", "overview.png", "train_score.png"]
 
 

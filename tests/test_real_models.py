@@ -18,11 +18,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+import real_data
 import torch
+from grader_tables import EQUAL, NEVER_18, NEVER_OTHER, STRUCTURE, blocks, expand
 from huggingface_hub import errors
 from random_models import PROMPTS, ROOT, random_model
-from test_evaluator import EQUAL, NEVER_18, NEVER_OTHER, STRUCTURE, blocks, expand
-from test_main import metrics_of, tiny_config, without_times
+from small_runs import metrics_of, small_dataset, tiny_config, without_times
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from transformers.initialization import no_init_weights
 
@@ -33,30 +34,11 @@ import main
 import rldatasets
 from rollout import generate
 from soft_thinking import SoftThinking, TagMatcher
-from tracking import doctor, plotter
+from tracking import doctor
 from tracking.run_config import PRESETS, GRPOConfig
 from update import update
 
-SHARED = ROOT.parent / "shared"
 TAG_STYLES = ("reasoning", "think")
-
-
-@pytest.fixture(scope="module")
-def qwen():
-    return load_qwen()
-
-
-def load_qwen():
-    folder = SHARED / "qwen2.5-tokenizer"
-    if not folder.is_dir():
-        pytest.skip(f"the real Qwen2.5 tokenizer is not at {folder}")
-    return AutoTokenizer.from_pretrained(folder)
-
-
-def gsm8k(split, limit=None):
-    if not (SHARED / "data/gsm8k").is_dir():
-        pytest.skip(f"GSM8K is not at {SHARED / 'data/gsm8k'}")
-    return rldatasets.load_problems("gsm8k", split, limit, str(SHARED / "data/gsm8k"))
 
 
 def ids_of(tokenizer, text):
@@ -117,9 +99,9 @@ def test_prompts_are_what_the_familys_documentation_shows(family, tags, prefill)
         assert ids.count(tokenizer.convert_tokens_to_ids(marker)) == expected.count(marker)
 
 
-def test_no_gsm8k_prompt_is_over_the_presets_limits(qwen, capsys):
+def test_no_gsm8k_prompt_is_over_the_presets_limits(qwen, gsm8k, capsys):
     """Whole prompts are tokenised for long questions only: no token is shorter than a byte."""
-    problems = gsm8k("train") + gsm8k("test")
+    problems = [p for split in ("train", "test") for p in rldatasets.load_problems("gsm8k", split, path=str(gsm8k))]
     assert len(problems) == 7473 + 1319
     configs = [GRPOConfig(**(PRESETS[name] | dict(prefill=True))) for name in PRESETS if name != "tiny"]
     assert all(config.max_prompt_length == 512 for config in configs)
@@ -481,23 +463,7 @@ def plant(folder, odd):
     return str(folder)
 
 
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """They take longer than a short run."""
-    monkeypatch.setattr(plotter, "plot_run", lambda folder: None)
-
-
-def small_dataset(folder, count=16):
-    """A folder of problems, which loads faster than the endless task."""
-    folder.mkdir()
-    for split in ("train", "test"):
-        problems = rldatasets.generate_arithmetic(split, count)
-        lines = [json.dumps({"question": p.question, "answer": p.solution}) + "\n" for p in problems]
-        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
-    return str(folder)
-
-
-def test_a_checkpoint_with_every_oddity_trains_as_one_without(tmp_path, no_pictures):
+def test_a_checkpoint_with_every_oddity_trains_as_one_without(tmp_path):
     settings = dict(
         prompt_style="plain", rewards="tag_count", max_steps=1, eval_steps=1, minibatches=1,
         dataset_path=small_dataset(tmp_path / "data"),
@@ -555,7 +521,7 @@ def test_the_doctor_names_every_oddity(tmp_path):
 # ---------------------------------------------------------------- base models
 
 
-def test_a_base_model_is_prompted_stopped_and_graded_as_r1_zero_was(tmp_path, no_pictures, monkeypatch):
+def test_a_base_model_is_prompted_stopped_and_graded_as_r1_zero_was(tmp_path, monkeypatch):
     """The preset for base models with the tag prefilled, on the embedded model: the prompt ends in the tag, answers end
     at </answer>, and the tag is in front of what is graded and logged, in training and in evaluation."""
     calls = []
@@ -598,7 +564,7 @@ def test_a_base_model_is_prompted_stopped_and_graded_as_r1_zero_was(tmp_path, no
         ("</think>\n<answer>18</answer>", True, 1, 0),  # nothing thought
     ],
 )
-def test_the_prefilled_tag_counts_as_written(tmp_path, no_pictures, monkeypatch, text, prefill, accuracy, well_formed):
+def test_the_prefilled_tag_counts_as_written(tmp_path, monkeypatch, text, prefill, accuracy, well_formed):
     def scripted(*arguments, **options):
         rollout = generate(*arguments, **options)
         rollout.texts = [text] * len(rollout.texts)
@@ -638,7 +604,8 @@ def memory_of_this_process(name):
 def _train_at_the_real_size(connection, num_layers, num_problems, max_new_tokens, steps):
     """Optimizer steps of a random model as wide as Qwen2.5-0.5B, with its vocabulary, on real prompts. Sends what it
     took: bytes over what the imports take, bytes in all, and what the doctor says."""
-    tokenizer, problems = load_qwen(), gsm8k("train", num_problems)
+    tokenizer = AutoTokenizer.from_pretrained(real_data.qwen_tokenizer())
+    problems = rldatasets.load_problems("gsm8k", "train", num_problems, str(real_data.gsm8k()))
     before = memory_of_this_process("VmRSS")
     model_config = Qwen2Config(
         vocab_size=151_936, hidden_size=896, num_hidden_layers=num_layers, num_attention_heads=14,
@@ -681,8 +648,6 @@ def _train_at_the_real_size(connection, num_layers, num_problems, max_new_tokens
 
 
 def train_at_the_real_size(*arguments):
-    if not SHARED.is_dir():
-        pytest.skip(f"the real tokenizer and problems are not in {SHARED}")
     if not Path("/proc/self/status").exists():
         pytest.skip("no /proc here: memory cannot be measured")
     receiver, sender = multiprocessing.Pipe(duplex=False)
@@ -697,14 +662,14 @@ def train_at_the_real_size(*arguments):
     return result
 
 
-def test_a_training_step_with_the_whole_vocabulary():
+def test_a_training_step_with_the_whole_vocabulary(qwen, gsm8k):
     """Two layers; the vocabulary is what is large about small models: 544 MB of it, in fp32."""
     train_at_the_real_size(2, 2, 3, 1)
 
 
 @pytest.mark.skipif("RUN_SLOW" not in os.environ, reason="minutes and 16 GB: set RUN_SLOW=1")
 @pytest.mark.parametrize("num_problems, max_new_tokens", [(2, 6), (12, 24)], ids=["2 x 2 rows", "a full micro-batch"])
-def test_training_steps_at_the_full_size_of_qwen_half_billion(num_problems, max_new_tokens):
+def test_training_steps_at_the_full_size_of_qwen_half_billion(qwen, gsm8k, num_problems, max_new_tokens):
     """Two steps: from the second on, Adam's moments are there too."""
     result = train_at_the_real_size(24, num_problems, max_new_tokens, 2)
     assert result["parameters"] == 494_032_768

@@ -12,8 +12,7 @@ import pytest
 from random_models import ROOT
 from run_folders import eval_row, evaluation, metric_rows, train_row, write_run
 from selenium.webdriver import Keys
-from test_distill import config_of
-from test_main import tiny_config
+from small_runs import distill_config, tiny_config
 
 import distill
 import evaluator
@@ -21,6 +20,8 @@ import main
 import rldatasets
 from tracking import pages, report, report_curves, report_samples, run_folder
 from tracking.run_config import PRESETS, GRPOConfig
+
+pytestmark = pytest.mark.pictures
 
 # What a model may write: markup, the end of a script block, controls, other directions, half characters.
 HOSTILE = [
@@ -58,7 +59,7 @@ def logged(real_run, tmp_path_factory):
     student = tmp_path_factory.mktemp("student")
     problems = rldatasets.load_problems("arithmetic", "train", 8)
     lessons = [{"question": problem.question, "completion": "<answer>1</answer>", "ids": None} for problem in problems]
-    distill.train_student(config_of(student, epochs=1.0), "tiny_student", lessons, student)
+    distill.train_student(distill_config(student, epochs=1.0), "tiny_student", lessons, student)
     return keys | {key for row in run_folder.JsonLines(student / "metrics.jsonl").read() for key in row}
 
 

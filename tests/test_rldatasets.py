@@ -18,7 +18,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
-from transformers import AutoTokenizer
 
 import rldatasets
 from models import pretrain_tiny
@@ -33,7 +32,6 @@ from rldatasets import (
 )
 
 REPO = Path(rldatasets.__file__).resolve().parent
-SHARED = REPO.parent / "shared"
 EQUATION = re.compile(r"([1-9]\d*)([-+*/])([1-9]\d*)=([1-9]\d*)")
 
 
@@ -264,14 +262,6 @@ def test_web_answers_come_in_the_stated_shares(splits):
 @pytest.fixture(scope="module")
 def tiny():
     return pretrain_tiny.train_tokenizer(random.Random(0))
-
-
-@pytest.fixture(scope="module")
-def qwen():
-    folder = SHARED / "qwen2.5-tokenizer"
-    if not folder.is_dir():
-        pytest.skip(f"the real Qwen2.5 tokenizer is not at {folder}")
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def ids_of(tokenizer, text):
@@ -569,11 +559,8 @@ def test_the_hub_is_asked_for_the_official_split(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("split, count", [("train", 7473), ("test", 1319)])
-def test_the_real_gsm8k_loads_without_loss(split, count, capsys):
-    folder = SHARED / "data" / "gsm8k"
-    if not folder.is_dir():
-        pytest.skip(f"GSM8K is not at {folder}")
-    problems = load_problems("gsm8k", split, path=str(folder))
+def test_the_real_gsm8k_loads_without_loss(gsm8k, split, count, capsys):
+    problems = load_problems("gsm8k", split, path=str(gsm8k))
     assert len(problems) == count
     assert capsys.readouterr().err == ""
     for problem in problems:

@@ -7,8 +7,7 @@ import random
 import pytest
 import torch
 from naive_flash import naive_flash
-from random_models import PROMPTS, ROOT, STOP_IDS, random_model
-from transformers import AutoTokenizer
+from random_models import PROMPTS, STOP_IDS, random_model
 
 import llms
 import rollout as rollout_module
@@ -250,12 +249,9 @@ def test_bad_arguments(tokenizer, arguments, message):
 
 
 @pytest.mark.parametrize("family", ["tiny", "qwen2.5"])
-def test_tag_matcher_against_the_text_itself(family):
+def test_tag_matcher_against_the_text_itself(family, request, tokenizer):
     """Random pieces of tags, tokenised together or one by one: the state is what the text so far ends in."""
-    folder = ROOT / "models" / "tiny" if family == "tiny" else ROOT.parent / "shared/qwen2.5-tokenizer"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not here")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = tokenizer if family == "tiny" else request.getfixturevalue("qwen")
     tags = ["</answer>", "</reasoning>", "<answer>"]
     rng = random.Random(0)
     fragments = [tag[i:j] for tag in tags for i in range(len(tag)) for j in range(i + 1, len(tag) + 1)]

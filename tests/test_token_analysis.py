@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from analysis import files, pictures, tokens
 from analysis.trace import Trace
 
 FAST = ["--num_resamples", "3", "--forks", "1", "--skip_individual_pdfs"]
-QWEN = Path(__file__).resolve().parent.parent.parent / "shared/qwen2.5-tokenizer"
 
 
 # ---------------------------------------------------------------- one whole run of the embedded model
@@ -331,11 +329,9 @@ def test_empty_completion(capsys, tmp_path):
 # ---------------------------------------------------------------- the tokenizer of a real model
 
 
-@pytest.mark.skipif(not QWEN.is_dir(), reason=f"{QWEN} is not here: the real tokenizer")
-def test_unused_ids_of_the_real_vocabulary():
-    tokenizer = AutoTokenizer.from_pretrained(QWEN)
-    spelling = tokens.token_bytes(tokenizer, [151_643, 151_645, 151_664, 151_665, 151_935])
+def test_unused_ids_of_the_real_vocabulary(qwen):
+    spelling = tokens.token_bytes(qwen, [151_643, 151_645, 151_664, 151_665, 151_935])
     assert [piece is None for piece in spelling.values()] == [False, False, False, True, True]
     text = "naïve 中文 😀\n\tx = {'a': 1}"
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert b"".join(tokens.token_bytes(tokenizer, ids)[token] for token in ids) == text.encode()
+    ids = qwen(text, add_special_tokens=False)["input_ids"]
+    assert b"".join(tokens.token_bytes(qwen, ids)[token] for token in ids) == text.encode()

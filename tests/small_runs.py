@@ -1,0 +1,43 @@
+"""Settings and data of runs that take a second, and what such a run leaves, for several test files."""
+
+import json
+from pathlib import Path
+
+import rldatasets
+from distillation.config import PRESETS as DISTILL_PRESETS
+from distillation.config import DistillConfig
+from tracking.run_config import PRESETS, GRPOConfig
+
+
+def tiny_config(output_dir, **overrides) -> GRPOConfig:
+    settings = PRESETS["tiny"] | dict(
+        output_dir=output_dir and str(output_dir), max_steps=2, problems_per_step=4, group_size=4, eval_steps=2,
+        eval_problems=8, save_steps=2, warmup_steps=1, learning_rate=1e-3,
+    )  # fmt: skip
+    return GRPOConfig(**(settings | overrides))
+
+
+def distill_config(folder="unused", **overrides) -> DistillConfig:
+    small = dict(
+        output_dir=str(folder), teacher_name="tiny", train_problems=96, problems_per_step=48, epochs=2.0, batch_size=8,
+        save_steps=2, eval_problems=8, warmup_steps=1,
+    )  # fmt: skip
+    return DistillConfig(**(DISTILL_PRESETS["tiny"] | small | overrides))
+
+
+def metrics_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(rows: list[dict]) -> list[dict]:
+    return [{k: v for k, v in row.items() if not k.startswith("time/") and k != "tokens_per_second"} for row in rows]
+
+
+def small_dataset(folder: Path, count: int = 16) -> str:
+    """Makes the folder, with so many problems of each split: they load faster than the endless task."""
+    folder.mkdir(exist_ok=True)
+    for split in ("train", "test"):
+        problems = rldatasets.generate_arithmetic(split, count)
+        lines = [json.dumps({"question": p.question, "answer": p.solution}) + "\n" for p in problems]
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return str(folder)
