@@ -24,8 +24,8 @@ from statistics import fmean
 
 from tqdm import tqdm
 
+from engine.statistics import pass_at_k, wilson_interval
 from rldatasets import DEFAULT_FORMAT, PromptFormat
-from tracking.statistics import pass_at_k, wilson_interval
 
 # ---- Grading: the blocks of a completion -----------------------------------------------------------------------------
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import evaluator
 import llms
 import rldatasets
 from analysis import measures
+from analysis.config import normalize_number
 from analysis.files import save_trace
 from analysis.measures import TEMPERATURES
 from analysis.tokens import fingerprint, token_bytes
@@ -76,12 +76,6 @@ def record(model, tokenizer, problem: rldatasets.Problem, config, folder: Path) 
         meta["forced_forks"] = force_forks(model, tokenizer, trace, rollout, config)
         save_trace(trace, folder)
     return trace, rollout
-
-
-def normalize_number(text: str | None) -> str | None:
-    """The same string for equal numbers ("12", "12.0"), so that answers can be counted; other text is unchanged."""
-    number = evaluator.parse_number(text)
-    return text if number is None else str(number)
 
 
 # ---------------------------------------------------------------- measuring

@@ -11,9 +11,9 @@ from random_models import ROOT, random_model
 
 import rldatasets
 from analysis import comparison, measures, recording
+from analysis.config import AnalysisConfig
 from rollout import generate
 from soft_thinking import SoftThinking
-from token_analysis import AnalysisConfig
 
 QUESTION = "Mia has 12 eggs. Mia doubles them. How many eggs does Mia have?"
 

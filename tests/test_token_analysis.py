@@ -14,9 +14,15 @@ from transformers import AutoTokenizer
 import llms
 import token_analysis as ta
 from analysis import files, pictures, tokens
+from analysis.config import AnalysisConfig, parse_config
 from analysis.trace import Trace
+from tracking import command_line
 
 FAST = ["--num_resamples", "3", "--forks", "1", "--skip_individual_pdfs"]
+
+
+def analyse(arguments):
+    ta.main(parse_config(arguments))
 
 
 # ---------------------------------------------------------------- one whole run of the embedded model
@@ -31,7 +37,7 @@ def without_pictures(monkeypatch):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "new" / "folder"
-    ta.main(["--output_dir", str(folder), "--save_full", "--top_k", "20", "--temperature", "0.8", *FAST])
+    analyse(["--output_dir", str(folder), "--save_full", "--top_k", "20", "--temperature", "0.8", *FAST])
     return folder
 
 
@@ -87,11 +93,11 @@ def test_from_trace_makes_the_same_files_without_a_model(folder, tmp_path, monke
     monkeypatch.setattr(llms, "load", None)
     names = ["tokens.csv", "summary.json", "trace.html", "trace_openai.json", "trace.jsonl", "meta.json"]
     before = {name: (folder / name).read_bytes() for name in names}
-    ta.main(["--from_trace", str(folder), "--output_dir", str(tmp_path), "--skip_individual_pdfs"])
+    analyse(["--from_trace", str(folder), "--output_dir", str(tmp_path), "--skip_individual_pdfs"])
     assert {name: (tmp_path / name).read_bytes() for name in names} == before
     for name in names[:4]:
         (tmp_path / name).unlink()
-    ta.main(["--from_trace", str(tmp_path), "--max_pdfs", "2"])  # into the same folder
+    analyse(["--from_trace", str(tmp_path), "--max_pdfs", "2"])  # into the same folder
     assert {name: (tmp_path / name).read_bytes() for name in names} == before
     assert len(list((tmp_path / "token_pdfs").iterdir())) == 2
 
@@ -140,7 +146,7 @@ def test_summary(trace):
 
 
 def test_the_trace_does_not_depend_on_the_resamples(trace, tmp_path, without_pictures):
-    ta.main(["--output_dir", str(tmp_path), "--temperature", "0.8", "--num_resamples", "0", "--skip_individual_pdfs"])
+    analyse(["--output_dir", str(tmp_path), "--temperature", "0.8", "--num_resamples", "0", "--skip_individual_pdfs"])
     alone = files.load_trace(tmp_path)
     assert alone["token_ids"].tolist() == trace["token_ids"].tolist() and np.isnan(alone["path_share"]).all()
     assert alone.meta["resamples"] == [] and alone.meta["forced_forks"] == []
@@ -168,8 +174,8 @@ def test_parts_of_the_text():
 def test_answers_are_numbers_where_they_can_be():
     form = "<reasoning>x</reasoning><answer>{}</answer>"
     texts = (form.format("12.0"), form.format("a cat"), "So 1,200.", "No")
-    assert [ta.AnalysisConfig().answer_of(text) for text in texts] == ["12", "a cat", "1200", None]
-    begun = ta.AnalysisConfig(prefill=True)  # the prompt wrote the opening tag
+    assert [AnalysisConfig().answer_of(text) for text in texts] == ["12", "a cat", "1200", None]
+    begun = AnalysisConfig(prefill=True)  # the prompt wrote the opening tag
     assert begun.answer_of("7</reasoning><answer>a dog</answer>") == "a dog"
 
 
@@ -183,12 +189,12 @@ def soft_folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(pictures, "draw_pictures", lambda trace, folder: [])
         options = ["--temperature", "0.8", "--num_resamples", "0", "--skip_individual_pdfs"]
-        ta.main(["--output_dir", str(folder), *options, *soft])
+        analyse(["--output_dir", str(folder), *options, *soft])
     return folder
 
 
 def test_normal_against_soft_traces(folder, soft_folder, tmp_path):
-    ta.main(["--compare", str(folder), str(soft_folder), "--output_dir", str(tmp_path)])
+    analyse(["--compare", str(folder), str(soft_folder), "--output_dir", str(tmp_path)])
     free = json.loads((tmp_path / "compare.json").read_text())["free"]
     normal, soft = files.load_trace(folder), files.load_trace(soft_folder)
     shared = free["common_prefix"]
@@ -215,7 +221,7 @@ def test_exit_step(folder):
 
 
 def test_compare_two_models(tmp_path, without_pictures):
-    ta.main(["--compare", "tiny", "tiny", "--output_dir", str(tmp_path), *FAST])
+    analyse(["--compare", "tiny", "tiny", "--output_dir", str(tmp_path), *FAST])
     result = json.loads((tmp_path / "compare.json").read_text())
     for side in "ab":
         mean = result["forced"][f"text_of_{side}"]["mean"]
@@ -229,8 +235,9 @@ def test_compare_two_models(tmp_path, without_pictures):
 
 
 def fails_with(capsys, arguments, message):
-    with pytest.raises(SystemExit) as exit_:
-        ta.main(arguments)
+    with pytest.raises(SystemExit) as exit_, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["token_analysis.py", *arguments])
+        command_line.run_script(ta.main, command_line.parse_or_exit(parse_config))
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert exit_.value.code == 2 and error.startswith("token_analysis.py: ") and message in error
 

@@ -18,6 +18,7 @@ import math
 import os
 import typing
 from dataclasses import dataclass, field
+from types import NoneType, UnionType
 
 import evaluator
 import rldatasets
@@ -273,14 +274,19 @@ def parse(arguments: list[str], config_class, sections, presets: dict, gpu_prese
     if preset is None:
         preset, why = (gpu_preset, "a CUDA device is here") if has_cuda_device() else ("tiny", "no CUDA device here")
     parser.set_defaults(**presets[preset], preset=preset)
+    config = config_class(**parse_flags(parser, arguments))
+    if os.environ.get("RANK", "0") == "0":  # the main process, where several were launched
+        print(f"preset {preset}: {why} (choose with --preset {'|'.join(presets)}; every flag overrides it)")
+    return config
+
+
+def parse_flags(parser: "ArgumentParser", arguments: list[str]) -> dict:
+    """{name: value} of every flag. An unknown one raises ValueError, with the flags that are spelled alike."""
     values, unknown = parser.parse_known_args(arguments)
     if unknown:
         close = difflib.get_close_matches(unknown[0], parser._option_string_actions, n=2)
         raise ValueError(f"unknown argument {unknown[0]!r}: " + (f"{' or '.join(close)}?" if close else "see --help"))
-    config = config_class(**vars(values))
-    if os.environ.get("RANK", "0") == "0":  # the main process, where several were launched
-        print(f"preset {preset}: {why} (choose with --preset {'|'.join(presets)}; every flag overrides it)")
-    return config
+    return vars(values)
 
 
 def has_cuda_device() -> bool:
@@ -296,8 +302,9 @@ def has_cuda_device() -> bool:
 class ArgumentParser(argparse.ArgumentParser):
     """Flags from the fields of dataclasses: --name and --na-me, a group for each section.
 
-    Follows transformers.HfArgumentParser for the types that settings have (str, int, float, bool, and any of them or
-    None): a bool flag may stand alone or have a value. Errors are ValueErrors, in place of a page of usage.
+    Follows transformers.HfArgumentParser for the types that settings have (str, int, float, bool, a list of them, and
+    any of these or None): a bool flag may stand alone or have a value. Errors are ValueErrors, in place of a page of
+    usage.
     """
 
     def __init__(self, sections, **options):
@@ -306,10 +313,14 @@ class ArgumentParser(argparse.ArgumentParser):
             group = self.add_argument_group(section._argument_group_name)
             types = typing.get_type_hints(section)
             for f in dataclasses.fields(section):
-                (kind,) = (t for t in typing.get_args(types[f.name]) or (types[f.name],) if t is not type(None))
+                kind = types[f.name]
+                if isinstance(kind, UnionType):
+                    (kind,) = (t for t in typing.get_args(kind) if t is not NoneType)
                 options = dict(default=f.default, type=parse_bool if kind is bool else kind, **f.metadata)
                 if kind is bool and f.default is not None:
                     options |= dict(nargs="?", const=True)
+                if typing.get_origin(kind) is list:
+                    options |= dict(nargs="+", type=typing.get_args(kind)[0])
                 group.add_argument(*dict.fromkeys((f"--{f.name}", f"--{f.name.replace('_', '-')}")), **options)
 
     def error(self, message):
