@@ -1,7 +1,7 @@
-"""The policy: loading it, feeding it mixtures of tokens, and asking how likely it finds what was sampled.
+"""The policy: loading it, feeding it mixtures of tokens, and the log-probs of what was sampled.
 
-A hard token is a mixture of one. Everything the model reads is (draws, weights): K token ids a position and their
-weights. Normal text is K = 1, weight 1; so one embedding function and one log-prob function serve both modes.
+A hard token is a mixture of one. Everything the model reads is (draws, weights): K token ids per position and their
+weights. Normal text is K = 1, weight 1, so one embedding function and one log-prob function serve both modes.
 
 Left out on purpose: quantisation, adapters, pickled checkpoints. Code that comes with a model runs only on request.
 """
@@ -22,7 +22,7 @@ from engine.head import draw_logprobs
 
 logging.disable_progress_bar()  # of loading weights: a line per model says nothing here
 
-EMBEDDED = ("tiny", "tiny_student")  # base models that come with the repo (pretrain_tiny.py made them)
+EMBEDDED = ("tiny", "tiny_student")  # base models that come with the repo (models/pretrain_tiny.py made them)
 
 
 def load(
@@ -53,8 +53,8 @@ def load(
 
 
 def fuse_norms(model: PreTrainedModel) -> None:
-    """One kernel for every RMSNorm, where transformers' own forward launches six. Same numbers up to rounding; on a CPU
-    it gains nothing."""
+    """Replaces the forward of every RMSNorm by one fused kernel; transformers' own launches six. Equal up to rounding; on
+    a CPU it gains nothing."""
 
     def forward(self, hidden):
         return torch.nn.functional.rms_norm(hidden, self.weight.shape, self.weight, self.variance_epsilon)
@@ -65,7 +65,7 @@ def fuse_norms(model: PreTrainedModel) -> None:
 
 
 def compile_layers(model: PreTrainedModel) -> None:
-    """torch.compile for the layers' MLPs, two thirds of the arithmetic; attention looks different in every call."""
+    """torch.compile for the layers' MLPs, two thirds of the arithmetic. The shapes of attention change in every call."""
     for layer in model.base_model.layers:
         layer.mlp.compile(dynamic=True)
 
@@ -93,7 +93,8 @@ def _from_pretrained(auto_class, model_name, **options):
 
 
 def _why_not(error: Exception, is_folder: bool) -> str:
-    """What went wrong and what to do, in one line. transformers wraps the hub's errors: the chain is searched."""
+    """What went wrong and what to do, in one line. Searches the chain of causes, because transformers wraps the hub's
+    errors."""
     chain = [error]
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(cause)
@@ -111,8 +112,8 @@ def _why_not(error: Exception, is_folder: bool) -> str:
 
 
 def max_positions(config) -> int:
-    """How many tokens of prompt and completion the model reads. Attention here looks at everything before a token, so
-    a model with sliding windows is good for as many tokens as its narrowest window."""
+    """How many tokens of prompt and completion the model can read. Attention here covers all earlier tokens, so a model
+    with sliding windows can read as many tokens as its narrowest window."""
     windowed = "sliding_attention" in (getattr(config, "layer_types", None) or [])
     window = config.sliding_window if windowed else None
     return min(config.max_position_embeddings, window or config.max_position_embeddings)
@@ -170,9 +171,11 @@ def refresh_reference(reference: PreTrainedModel, policy: PreTrainedModel, mix: 
 
 @torch.no_grad()
 def sync_actor(actor: PreTrainedModel, policy: PreTrainedModel) -> None:
-    """Copies the policy's weights into the actor's, in place. Every process of a sharded policy has to call it."""
+    """Copies the policy's weights into the actor's, in place. Collective if the policy is sharded."""
     if distributed.is_sharded(policy):
-        for copied, parameter in zip(actor.parameters(), policy.parameters(), strict=True):  # one is whole at a time
+        for copied, parameter in zip(
+            actor.parameters(), policy.parameters(), strict=True
+        ):  # gathers one parameter at a time
             copied.copy_(distributed.full_tensor(parameter))
     elif actor is not policy:
         torch._foreach_copy_(list(actor.parameters()), list(policy.parameters()))
@@ -185,7 +188,7 @@ def embed_mixture(model: PreTrainedModel, draws: torch.Tensor, weights: torch.Te
 
 
 def completion_logprobs(model: PreTrainedModel, rollout, temperature: float = 1.0, rows=None) -> torch.Tensor:
-    """Log-probs of a rollout's draws under `model`, differentiable: (B, T, K) float32, 0 where nothing was fed.
+    """Log-probs of a rollout's draws under `model`, differentiable: (B, T, K) float32, 0 where no draw was fed.
 
     rollout: rollout.Rollout. temperature: the one it was sampled at. rows: which rows, in which order (default all);
     B is then their number.
@@ -200,7 +203,7 @@ def completion_logprobs(model: PreTrainedModel, rollout, temperature: float = 1.
 
 
 def completion_hidden(model: PreTrainedModel, rollout, rows: torch.Tensor):
-    """The hidden states that predict the completions' positions, of all `rows` one after another.
+    """The hidden states that predict the completions' positions, for all `rows` in order.
 
     -> hidden (N, H), row (N,), position (N,): hidden[i] goes to the head to predict position[i] of rows[row[i]].
     Prompts are computed once for all their rows (attention.Packed).
@@ -212,7 +215,8 @@ def completion_hidden(model: PreTrainedModel, rollout, rows: torch.Tensor):
     packed = Packed([rollout.prompt_ids[i] for i in rows.tolist()], lengths.tolist(), device)
     fed = position < lengths[row] - 1
     draws, weights = (x[rows[row[fed]], position[fed]] for x in (rollout.draws, rollout.weights))  # (N - B, K)
-    # A prompt's token is a mixture of one. All in one call: the gradient of each would be as large as the embeddings.
+    # A prompt's token is a mixture of one. One call embeds all tokens, because the gradient of each call is as large as
+    # the embedding matrix.
     prompts = F.pad(packed.prompt_tokens[:, None], (0, draws.shape[1] - 1))  # (prompt tokens, K)
     ones = F.pad(torch.ones_like(prompts[:, :1], dtype=weights.dtype), (0, draws.shape[1] - 1))
     inputs = embed_mixture(model, torch.cat([prompts, draws]), torch.cat([ones, weights]))
@@ -221,8 +225,8 @@ def completion_hidden(model: PreTrainedModel, rollout, rows: torch.Tensor):
 
 
 def micro_batches(rollout, rows, token_budget: int) -> list[list[int]]:
-    """Splits rows into batches of at most `token_budget` tokens (one row at least). Rows of one prompt stay together,
-    where its tokens count once; a group over the budget is cut."""
+    """Splits rows into batches of at most `token_budget` tokens, padding not counted (one row at least). Rows of one
+    prompt stay together, and its tokens count once; a group over the budget is split."""
     lengths = rollout.lengths.tolist()
     batches: list[list[int]] = []
     tokens, last = 0, None

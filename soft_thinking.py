@@ -10,8 +10,8 @@ same. Independent draws have an exact likelihood, the product of theirs. With "c
 are constants, and the gradient of the draws' log-probs is the whole policy gradient. With "prob" weights a part of it
 runs through the weights and is lost (a test measures how much).
 
-When a row is soft is decided by text, never by ids: `</reasoning>` is several tokens, and its ends merge with their
-neighbours (`.</`, `>\\n`). If the likeliest next token would begin or continue the tag, the step is hard.
+Text decides when a row is soft, never ids: `</reasoning>` is several tokens, and its ends merge with their neighbours
+(`.</`, `>\\n`). If the likeliest next token would begin or continue the tag, the step is hard.
 
 Left out on purpose: noise on the mixture, learned mixing, soft answers.
 
@@ -54,12 +54,12 @@ def heaviest_draw(draws: torch.Tensor, weights: torch.Tensor, draw_logprobs: tor
 
 
 class TagMatcher:
-    """How much of a tag the end of a text holds, for many rows at once, as the text grows token by token.
+    """Recognises a tag in texts that grow token by token, for many rows at once.
 
-    A tag is several tokens and its ends merge with their neighbours (`.</`, `>\\n`), so ids cannot be compared. A row's
-    state is the number of the tag's characters that its text ends in; len(tag) says that the newest token completed
-    the tag (what else that token holds is forgotten). `next_state` (V, len(tag) + 1) holds where every token leads
-    from every state: worked out once, and then following all rows is one look-up, on any device.
+    A tag is several tokens, and its ends merge with their neighbours (`.</`, `>\\n`), so ids cannot be compared. A row's
+    state is how many characters of the tag its text ends with; len(tag) means that the newest token completed the tag
+    (the characters after the tag in that token are not used). `next_state` (V, len(tag) + 1) holds the state after every
+    token from every state. It is computed once; then a step is one look-up for all rows, on any device.
     """
 
     def __init__(self, tokenizer, vocab_size: int, tag: str, device: torch.device):
@@ -74,7 +74,7 @@ class TagMatcher:
 @functools.lru_cache(maxsize=16)
 def _transitions(tokenizer, vocab_size: int, tag: str) -> torch.Tensor:
     """The automaton of Knuth, Morris and Pratt over tokens: (V, len(tag) + 1) int8. Only the tag's first character is a
-    "<", so a text that leaves the tag half-way can only begin it anew within the newest token."""
+    "<", so after a mismatch the tag can only begin again within the newest token."""
     assert tag.rfind("<") == 0
     pieces = _pieces(tokenizer, vocab_size)
     table = torch.zeros(vocab_size, len(tag) + 1, dtype=torch.int8)
@@ -101,7 +101,7 @@ def _pieces(tokenizer, vocab_size: int) -> list[str]:
     return tokenizer.batch_decode([[token] for token in range(vocab_size)], clean_up_tokenization_spaces=False)
 
 
-# ---------------------------------------------------------------- who thinks softly, and when it ends
+# ---------------------------------------------------------------- which rows are soft, and until when
 
 WAITING, THINKING, CLOSED = range(3)  # before the reasoning, in it, past it
 
@@ -146,9 +146,10 @@ class SoftThinkingController:
         self.closing_pos.fill_(-1)
 
     def decide(self, rows: torch.Tensor, probs: torch.Tensor, entropy: torch.Tensor, step: int | torch.Tensor):
-        """(is_soft (n,) bool, forced (n,) long: an id to feed, or -1) for this step.
+        """-> is_soft (n,) bool, and forced (n,) long, an id to feed or -1.
 
-        rows: (n,) indices of the live rows; probs: (n, V) their next tokens'; entropy: (n,) nats.
+        rows: (n,) indices of the live rows; probs: (n, V) of their next tokens; entropy: (n,) nats; step: of the
+        completion, from 0.
         """
         if self.idle:
             return torch.zeros_like(rows, dtype=torch.bool), torch.full_like(rows, -1)

@@ -1,9 +1,9 @@
-"""Attention over rows that share prompts: the one part of a model that has to know how tokens are laid out.
+"""Attention over rows that share prompts. Only this part of a model depends on how tokens are laid out.
 
-transformers' modules compute everything else. They look up their attention by name, so a function is registered here
-that hands queries, keys and values to the `layout` of the call:
+transformers' modules compute everything else. They look up their attention function by name, so a function is
+registered here that passes queries, keys and values to the `layout` of the call:
 
-    Packed                       training: rows without padding, and every prompt computed once for its whole group
+    Packed                       training: rows without padding, each prompt computed once for its whole group
     DenseKVCache, FlatKVCache    sampling (kv_cache.py)
 
 Left out on purpose: sliding windows, attention sinks, encoder models.
@@ -42,8 +42,8 @@ AttentionMaskInterface.register("layout", sdpa_mask)
 
 
 def grouped_attention(query, key, value, mask, scale) -> torch.Tensor:
-    """Attention in which `heads / kv_heads` query heads share a key head: they become its queries, one after another,
-    so that keys are read once instead of being copied to every query head.
+    """Attention in which `heads / kv_heads` query heads share a key head. The query heads are stacked as more queries of
+    their key head, so keys are read once instead of being copied to every query head.
 
     query: (n, heads, q, d); key, value: (n, kv_heads, k, d); mask: (n, 1, q, k) bool, True where a query looks.
     """
@@ -56,7 +56,7 @@ def grouped_attention(query, key, value, mask, scale) -> torch.Tensor:
 
 
 def flash_attention(query, key, value, query_starts, key_starts, max_q, max_k, scale, causal=True, context_lens=None):
-    """torch's built-in flash kernel for sequences of different lengths side by side, CUDA and 16 bits only.
+    """torch's built-in flash kernel for sequences of different lengths in one call. CUDA and 16 bits only.
 
     query: (all queries, heads, d); key, value: (all keys, kv_heads, d), fewer heads than the query's or as many.
     query_starts, key_starts: (n + 1,) int32, where each sequence begins; max_q, max_k: the longest. causal: aligned at
@@ -82,22 +82,22 @@ def has_flash(tensor: torch.Tensor) -> bool:
 class Packed:
     """Rows of a rollout as one sequence without padding, in which each different prompt stands once.
 
-    With prompts p, q and completions abc, d (to p) and efg (to q), the N = 2 prompts' tokens + 4 are
+    Prompts p and q; completions abc and d of p, efg of q. The N tokens of the sequence are
 
         p p p p | q q q | a b | e f        the last token of a completion is predicted, and never read
 
-    Linear layers see N tokens where a plain pass has one prompt per row and padding: 1.7 times as many at 200 tokens of
-    prompt, 250 of completion and 16 rows a group. Attention runs over prompts by themselves, and over completions with
-    their own prompt as context. The gradient of a prompt's keys and values sums over its rows, as it would in the plain
-    pass (which is what the tests compare with).
+    Linear layers process N tokens. A plain pass has one prompt per row and padding: 1.7 times as many tokens with 200
+    tokens of prompt, 250 of completion and 16 rows per group. Attention runs over prompts alone, and over completions
+    with their prompt as context. The gradient of a prompt's keys and values sums over its rows, as in the plain pass,
+    which the tests compare with.
     """
 
     def __init__(self, prompt_ids: list[torch.Tensor], lengths: list[int], device: torch.device):
         """prompt_ids: of each row, on the CPU; lengths: of the rows' completions."""
         fed = [length - 1 for length in lengths]
-        place: dict[bytes, int] = {}  # of each different prompt
-        prompt_of_row = [place.setdefault(ids.numpy().tobytes(), len(place)) for ids in prompt_ids]
-        prompts = [prompt_ids[prompt_of_row.index(i)] for i in range(len(place))]
+        number: dict[bytes, int] = {}  # of each different prompt
+        prompt_of_row = [number.setdefault(ids.numpy().tobytes(), len(number)) for ids in prompt_ids]
+        prompts = [prompt_ids[prompt_of_row.index(i)] for i in range(len(number))]
         starts = [0]  # of the prompts, then of the completions, in the sequence
         for n in [len(ids) for ids in prompts] + fed:
             starts.append(starts[-1] + n)
@@ -108,12 +108,12 @@ class Packed:
         in_text = [*(range(len(ids)) for ids in prompts)]
         in_text += [range(len(ids), len(ids) + n) for ids, n in zip(prompt_ids, fed, strict=True)]
         self.positions = torch.tensor([p for span in in_text for p in span], device=device)[None]  # (1, N)
-        # Which hidden state predicts each token of the completions: the prompt's last, then the token before.
+        # The hidden state that predicts each completion token: of the prompt's last token, then of the token before.
         self.logit_indices = torch.tensor(
             [i for p, span in zip(prompt_of_row, row_spans, strict=True) for i in (prompt_spans[p][-1], *span)],
             device=device,
         )
-        # Each sequence of queries with what it sees before itself.
+        # Each sequence of queries, and the context that it attends to before itself.
         self.contexts = [[]] * len(prompts) + [prompt_spans[p] for p in prompt_of_row]
         self.queries = prompt_spans + row_spans
         self.num_prompts, self.device = len(prompts), device
@@ -126,7 +126,7 @@ class Packed:
 
     @functools.cached_property
     def blocks(self):
-        """Prompts and completions apart: each kind is padded to its own longest."""
+        """One layout for the prompts and one for the completions, because each pads to its own longest sequence."""
         P = self.num_prompts
         kinds = [(self.contexts[:P], self.queries[:P]), (self.contexts[P:], self.queries[P:])]
         return [PaddedLayout(contexts, queries, self.device) for contexts, queries in kinds if any(map(len, queries))]
@@ -137,7 +137,7 @@ class Packed:
 
 
 class VarlenLayout:
-    """Sequences of queries, each over the tokens of a context and over itself, for the flash kernel: no padding."""
+    """Sequences of queries, each attending to its context and causally to itself, for the flash kernel: no padding."""
 
     def __init__(self, contexts: list, queries: list, device: torch.device):
         """contexts, queries: spans of the packed sequence; the queries' spans follow one another."""
@@ -158,7 +158,7 @@ class VarlenLayout:
 
 
 class PaddedLayout:
-    """The same as VarlenLayout on any device and at any precision: sequences side by side, padded to the longest."""
+    """The same as VarlenLayout for any device and precision: sequences are padded to the longest."""
 
     def __init__(self, contexts: list, queries: list, device: torch.device):
         q = max(len(span) for span in queries)
@@ -172,7 +172,7 @@ class PaddedLayout:
         self.key_index = torch.tensor(keys, device=device).view(-1)  # (n k,)
         lengths = torch.tensor([len(span) for span in queries], device=device)
         context_lengths = torch.tensor([len(span) for span in contexts], device=device)
-        # Where the real queries are among n x q, padding aside: in order, so they are the packed sequence again.
+        # The positions of the real queries among n x q. In this order they are the packed sequence again.
         real = torch.arange(q, device=device) < lengths[:, None]
         self.real = real.view(-1).nonzero().squeeze(-1)
         context_mask = (torch.arange(c, device=device) < context_lengths[:, None])[:, None, :].expand(-1, q, -1)

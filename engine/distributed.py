@@ -1,15 +1,17 @@
-"""Several processes, one GPU each: everything that they say to each other. With one process, nothing is said.
+"""Data parallelism: all communication between several processes with one GPU each. With one process nothing is sent.
 
-Every process holds the model and takes whole groups of a step's problems. They agree on four things: rewards (an
-advantage can depend on all of them), totals (so that the loss is an average over the whole step), the sum of the
-gradients, and whether somebody was asked to stop. So the weights stay the same everywhere without being sent.
+Every process holds the model and takes whole groups of a step's problems. The processes exchange four things: rewards
+(an advantage can depend on all of them), totals (the loss is an average over the whole step), gradients, and signals to
+stop. So the weights stay equal everywhere without being sent.
 
     torchrun --nproc_per_node 4 main.py --preset qwen2.5-1.5b
     accelerate launch --num_processes 4 main.py --preset qwen2.5-1.5b --fsdp
 
-Gradients are summed once an optimizer step, after all of its micro-batches, so processes may have different numbers of
-micro-batches, or none. With --fsdp (FSDP2) the fp32 weights, gradients and Adam's moments are divided among the
-processes: every layer is gathered when it is used, and a process without a micro-batch has to join with an empty one.
+Gradients are summed once per optimizer step, after all of its micro-batches, so processes may have different numbers of
+micro-batches, or none. With --fsdp (FSDP2) the fp32 weights, gradients and Adam's moments are sharded: every layer is
+gathered when it is used, so a process without a micro-batch runs an empty one.
+
+Collective functions, which every rank must call, say so.
 
 Left out on purpose: tensor and pipeline parallelism, sampling on other GPUs than training, overlap of the sum with the
 backward pass (a step sends the gradient once, which takes a few hundredths of its time).
@@ -30,11 +32,11 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def init_distributed() -> None:
-    """Joins the processes that torchrun or accelerate launched together with this one, if there are any. From then on
-    only the main one prints to stdout."""
-    # The others wait at their next word while the main process writes or measures.
-    patience = {"timeout": datetime.timedelta(hours=2)} if "RANK" in os.environ else {}
-    PartialState(cpu=not torch.cuda.is_available(), **patience)
+    """Initialises the process group that torchrun or accelerate launched, if there is one. Only the main process prints
+    to stdout afterwards."""
+    # The other processes wait in their next collective while the main one writes or measures.
+    timeout = {"timeout": datetime.timedelta(hours=2)} if "RANK" in os.environ else {}
+    PartialState(cpu=not torch.cuda.is_available(), **timeout)
     if dist.is_initialized():
         atexit.register(dist.destroy_process_group)
     if not is_main_process():
@@ -55,21 +57,21 @@ def is_main_process() -> bool:
 
 
 def shard_indices(num_problems: int, minibatches: int) -> list[int]:
-    """Which of a step's problems this process takes: an equal part of every minibatch, so that an optimizer step sees
-    the same problems with any number of processes."""
-    share = num_problems // minibatches
-    part = share // world_size()
-    return [start + rank() * part + i for start in range(0, num_problems, share) for i in range(part)]
+    """Indices of the problems that this rank takes: an equal shard of every minibatch, so that an optimizer step has the
+    same problems with any number of processes."""
+    per_minibatch = num_problems // minibatches
+    shard = per_minibatch // world_size()
+    return [start + rank() * shard + i for start in range(0, num_problems, per_minibatch) for i in range(shard)]
 
 
 def shard_range(number: int) -> list[int]:
-    """Which of so many things this process takes: those side by side, perhaps none."""
+    """Indices below `number` that this rank takes: a contiguous shard, perhaps empty."""
     size = -(-number // world_size())
     return list(range(number))[rank() * size :][:size]
 
 
 def all_gather(items: list) -> list:
-    """The items of all processes, those of the first one first."""
+    """Collective. The items of all ranks, in the order of the ranks."""
     if world_size() == 1:
         return items
     lists: list = [None] * world_size()
@@ -78,22 +80,23 @@ def all_gather(items: list) -> list:
 
 
 def all_reduce_sum(numbers: dict[str, float]) -> dict[str, float]:
-    """The same names in every process -> each number summed over the processes."""
+    """Collective. Each number summed over the ranks; every rank has the same names."""
     rows = all_gather([numbers])
     return {name: sum(row[name] for row in rows) for name in numbers}
 
 
 def all_reduce_max(number: int) -> int:
+    """Collective."""
     return max(all_gather([number]))
 
 
 def barrier() -> None:
-    """Until all processes are here: when one ends with an error, torchrun ends the others."""
+    """Collective. Waits for all ranks. If one ends with an error, torchrun ends the others."""
     all_gather([])
 
 
 def run_on_main(function, *arguments):
-    """Calls the function in the main process alone. Its result, or the ValueError it raised, in all of them."""
+    """Collective. Calls the function on the main process. All ranks get its result, or raise its ValueError."""
     outcome = None
     if is_main_process():
         try:
@@ -107,8 +110,8 @@ def run_on_main(function, *arguments):
 
 
 def sum_and_clip_gradients(model, max_norm: float) -> float:
-    """Every parameter's gradient becomes the sum over the processes, and all together are clipped to the norm. Returns
-    the norm before that. A sharded model has summed by itself."""
+    """Collective. Sums every gradient over the ranks, then clips all of them to the norm. Returns the norm before
+    clipping. FSDP has summed the gradients of a sharded model already."""
     if world_size() > 1 and not is_sharded(model):
         for parameter in model.parameters():
             if parameter.grad is None:  # no micro-batch here
@@ -120,9 +123,9 @@ def sum_and_clip_gradients(model, max_norm: float) -> float:
 # ---------------------------------------------------------------- FSDP2
 
 
-def shard_model(model, score) -> None:
-    """Divides the model's weights among the processes. `score`: the function that will be called with the model, see
-    `scorer`."""
+def shard_model(model, forward) -> None:
+    """Collective. Shards the model's weights. forward(model, ...): the function that will be called with the model
+    through `bind_forward`; FSDP gathers the weights around it."""
     for layer in model.base_model.layers:
         fully_shard(layer)
     fully_shard(model)
@@ -130,18 +133,18 @@ def shard_model(model, score) -> None:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # the loss is divided by the totals of all processes already
             module.set_force_sum_reduction_for_comms(True)
-    model.score = types.MethodType(score, model)
-    register_fsdp_forward_method(model, "score")
+    model.bound_forward = types.MethodType(forward, model)
+    register_fsdp_forward_method(model, "bound_forward")
 
 
-def bind_forward(model, score):
-    """score(model, ...) as a function of the rest. A sharded model has it as a method, which gathers the weights."""
-    return model.score if is_sharded(model) else functools.partial(score, model)
+def bind_forward(model, forward):
+    """forward(model, ...) as a function of the other arguments. For a sharded model, the method of `shard_model`."""
+    return model.bound_forward if is_sharded(model) else functools.partial(forward, model)
 
 
 def check_fsdp_world_size(fsdp: bool) -> None:
     if fsdp and world_size() == 1:
-        raise ValueError("--fsdp: there is nothing to divide for one process; launch several, with torchrun")
+        raise ValueError("--fsdp: one process has nothing to shard; launch several, with torchrun")
 
 
 def is_sharded(model) -> bool:
@@ -149,12 +152,12 @@ def is_sharded(model) -> bool:
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor with the parts of all processes: each of them has to ask for it."""
+    """Collective. The unsharded tensor."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def full_tensor_on_main(tensor: torch.Tensor) -> torch.Tensor | None:
-    """`whole`, on the CPU of the main process; None in the others, which have to ask too. One is whole at a time."""
+    """Collective. The unsharded tensor on the CPU of the main process; None on other ranks."""
     if not isinstance(tensor, DTensor):
         return tensor
     tensor = tensor.full_tensor()
@@ -162,22 +165,23 @@ def full_tensor_on_main(tensor: torch.Tensor) -> torch.Tensor | None:
 
 
 def gather_state_dict(model) -> dict[str, torch.Tensor] | None:
-    """The parameters of a sharded model by name, tied ones once, for the main process; None for a model that has its
-    own at hand."""
-    return (
-        {name: full_tensor_on_main(p.detach()) for name, p in model.named_parameters()} if is_sharded(model) else None
-    )
+    """Collective. The parameters of a sharded model by name, tied ones once, on the main process. Gathers one parameter
+    at a time. None for a model that is not sharded."""
+    if not is_sharded(model):
+        return None
+    return {name: full_tensor_on_main(p.detach()) for name, p in model.named_parameters()}
 
 
 def gather_optimizer_state(optimizer) -> dict:
-    """optimizer.state_dict() as if nothing were divided, for the main process."""
+    """Collective. optimizer.state_dict() with unsharded tensors, on the main process."""
     state = optimizer.state_dict()
     moments = {i: {name: full_tensor_on_main(t) for name, t in s.items()} for i, s in state["state"].items()}
     return state | {"state": moments}
 
 
 def load_optimizer_state(optimizer, state: dict) -> None:
-    """The reverse, into an optimizer whose parameters may be divided, among any number of processes."""
+    """Loads a state of `gather_optimizer_state` into an optimizer whose parameters may be sharded over any number of
+    ranks."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for i, moments in state["state"].items():
         p = parameters[i]

@@ -1,10 +1,14 @@
-"""The head: from hidden states to the log-probs of sampled tokens, one chunk of logits at a time."""
+"""The head: from hidden states to the log-probs of sampled tokens, one chunk of logits at a time.
+
+The logits of all positions together would be far larger than everything else in training. So the head runs over chunks
+of positions, and its gradient is written by hand.
+"""
 
 import torch
 from transformers import PreTrainedModel
 
-# Logits of one head call are held in fp32, at most this many numbers of them (256 MiB): 441 positions of Qwen2.5's
-# vocabulary. All positions at once would be 35 GB for a step of 256 rows of 225 tokens.
+# A chunk has at most this many logits, in fp32 (256 MiB): 441 positions of Qwen2.5's vocabulary. All positions of a step
+# of 256 rows with 225 tokens would be 35 GB.
 MAX_LOGITS = 2**26
 
 
@@ -16,13 +20,14 @@ def draw_logprobs(
 
 
 class DrawLogprobs(torch.autograd.Function):
-    """In chunks of at most MAX_LOGITS logits. One chunk is kept for the backward pass; if there are more, they are
-    computed once more there, so that the logits of no more than one ever exist. By hand, because autograd would go
-    over each of them about ten times: with p = softmax,
+    """Log-probs of draws, in chunks of at most MAX_LOGITS logits. hidden: (N, H), weight: (V, H), draws: (N, K).
+
+    A single chunk is kept for the backward pass. Several are recomputed there, so the logits of at most one exist at any
+    time. The gradient is written by hand, because autograd would pass over the logits about ten times. With p = softmax
 
         d log p[draw] / d logit[v] = ([v is the draw] - p[v]) / temperature
 
-    is made in the place of the logits. hidden: (N, H), weight: (V, H), draws: (N, K).
+    overwrites the logits.
     """
 
     @staticmethod
@@ -34,7 +39,7 @@ class DrawLogprobs(torch.autograd.Function):
         context.save_for_backward(hidden, weight, draws)
         low_weight, logprobs = weight.to(dtype), []
         for rows in context.chunks:
-            exps = None  # the chunk before goes first
+            exps = None  # frees the chunk before
             at_draws, exps, total = _exponentials(hidden[rows].to(dtype), low_weight, draws[rows], temperature)
             logprobs.append(at_draws - total.log())
         context.kept = (exps, total) if len(context.chunks) == 1 else None
@@ -44,10 +49,10 @@ class DrawLogprobs(torch.autograd.Function):
     def backward(context, gradient):
         hidden, weight, draws = context.saved_tensors
         dtype, temperature = context.settings
-        kept, context.kept = context.kept, None  # else it stays until the whole graph goes
+        kept, context.kept = context.kept, None  # else it would live as long as the whole graph
         low_weight, grad_hidden, grad_weight = weight.to(dtype), torch.empty_like(hidden), None
         for rows in context.chunks:
-            exps = grad_logits = None  # the chunk before goes first
+            exps = grad_logits = None  # frees the chunk before
             low_hidden, g = hidden[rows].to(dtype), gradient[rows] / temperature  # (n, H), (n, K)
             exps, total = kept or _exponentials(low_hidden, low_weight, draws[rows], temperature)[1:]
             grad_logits = exps.mul_(-g.sum(dim=-1, keepdim=True) / total).scatter_add_(1, draws[rows], g)  # (n, V)
@@ -59,8 +64,8 @@ class DrawLogprobs(torch.autograd.Function):
 
 
 def _exponentials(hidden, weight, draws, temperature):
-    """Logits at the temperature, each less the largest of its row: those of the draws (n, K), the exponentials of all
-    (n, V), and their sum (n, 1), in float32. hidden: (n, H), weight: (V, H), draws: (n, K)."""
+    """Logits at the temperature minus the largest of their row, in float32 -> those of the draws (n, K), the
+    exponentials of all (n, V), and the sum of these (n, 1). hidden: (n, H), weight: (V, H), draws: (n, K)."""
     with torch.autocast(hidden.device.type, enabled=False):
         logits = (hidden @ weight.T).float()  # fp32 before any softmax
     if temperature != 1:  # a pass over all of them

@@ -1,12 +1,12 @@
-"""Keys and values of everything that rows have read so far: what makes the next token cost one token.
+"""The key-value cache of sampling: with the keys and values of all earlier tokens, a step computes one token per row.
 
 Two layouts with the same methods, for attention.forward_hidden and rollout.py:
 
-    DenseKVCache   any device: one block per layer, all rows write the same column, a mask hides the holes after short
-                   prompts. Finished rows are overwritten by live ones.
-    FlatKVCache    CUDA: a row's tokens side by side without holes, so that a flash kernel reads live tokens only. Rows
-                   are addressed by their ids: finished ones are just not named any more, and nothing moves. All shapes
-                   and addresses stay the same from step to step, as a CUDA graph needs it.
+    DenseKVCache   any device. One block per layer; all rows write the same column, and a mask hides the gaps after
+                   short prompts. Live rows overwrite finished ones.
+    FlatKVCache    CUDA. A row's tokens are contiguous, so the flash kernel reads live tokens only. Rows are addressed
+                   by their ids: finished rows are left out of the ids, and no data moves. All shapes and addresses stay
+                   the same from step to step, which CUDA graphs need.
 
 Left out on purpose: pages, quantised values, prefixes shared between calls.
 """
@@ -27,13 +27,13 @@ class DenseKVCache:
         self.width = int(prompt_lengths.max())  # columns filled so far
         self.capacity = self.width + max_new_tokens
         self.blocks: list[tuple[torch.Tensor, torch.Tensor]] = []
-        # (B, 1, 1, capacity) bool: which columns a row may look at. Holes after short prompts are never among them.
+        # (B, 1, 1, capacity) bool: the columns that a row attends to; the gaps after short prompts are excluded.
         column = torch.arange(self.capacity, device=prompt_lengths.device)
         visible = (column < prompt_lengths[:, None]) | (column >= self.width)
         self.visible = visible.repeat_interleave(group_size, dim=0)[:, None, None, :]
 
     def attend(self, layer: int, query, key, value, scale):
-        """First call of a layer: the prompts, (P, heads, longest prompt, d). Later ones: a token of each live row."""
+        """The first call of a layer has the prompts, (P, heads, longest prompt, d); later calls one token per live row."""
         if layer == len(self.blocks):
             self.blocks.append((self._to_rows(key), self._to_rows(value)))
             return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
@@ -49,12 +49,12 @@ class DenseKVCache:
         return block
 
     def prepare_decode(self, rows: torch.Tensor, position: torch.Tensor) -> None:
-        """The coming calls are for the next token of the rows (n,), the live ones in their order here."""
+        """Announces one more token of the live rows (n,), in the order of this cache."""
         self.width += 1
 
     def compact(self, rows: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
-        """Drops finished rows. rows: (n,) ids, live: (n,) bool -> the ids that stay, in their new order. The last live
-        rows move into the places that became free; no other is copied."""
+        """Drops finished rows. rows: (n,) ids, live: (n,) bool -> the remaining ids in their new order. The last live
+        rows move into the freed slots; no other row is copied."""
         num_live = int(live.sum())
         vacated = (~live[:num_live]).nonzero().squeeze(-1)
         movers = live[num_live:].nonzero().squeeze(-1) + num_live
@@ -67,10 +67,10 @@ class DenseKVCache:
 
 
 class FlatKVCache:
-    """Per layer keys and values (max_rows x capacity, kv_heads, head_dim): row r has r x capacity and what follows."""
+    """Per layer keys and values (max_rows x capacity, kv_heads, head_dim); row r begins at slot r x capacity."""
 
     def __init__(self, config, max_rows: int, capacity: int, device: torch.device, dtype: torch.dtype):
-        """config: the model's. capacity: tokens of prompt and completion that a row may hold."""
+        """config: of the model. capacity: tokens of prompt and completion that a row can hold."""
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         shape = (max_rows * capacity, config.num_key_value_heads, head_dim)
         self.capacity, self.max_rows = capacity, max_rows
@@ -81,7 +81,7 @@ class FlatKVCache:
         self.query_starts = torch.arange(max_rows + 1, device=device, dtype=torch.int32)
 
     def prepare_prefill(self, prompt_lengths: torch.Tensor, group_size: int) -> None:
-        """The coming calls are for the prompts, (P,) lengths, right-padded."""
+        """Announces the right-padded prompts, of (P,) lengths."""
         self.decoding = False
         longest, device = int(prompt_lengths.max()), prompt_lengths.device
         prompt = torch.arange(len(prompt_lengths) * group_size, device=device) // group_size  # (B,) of each row
@@ -91,11 +91,11 @@ class FlatKVCache:
         self.source = (prompt[:, None] * longest + column)[real]
 
     def prepare_decode(self, rows: torch.Tensor, position: torch.Tensor) -> None:
-        """The coming calls are for one token of each of the rows: (n,) ids, and (n,) its place in the row's text."""
+        """Announces one token for each of the rows. rows: (n,) ids; position: (n,) of the token in the row's text."""
         self.decoding = True
         self.slot_mapping = rows * self.capacity + position
-        # Where a row's keys begin and how many there are. Both are what the kernel asks for, and in int32.
-        self.key_starts = F.pad(rows * self.capacity, (0, 1)).int()  # the last would be an end, and is not looked at
+        # Where a row's keys begin and how many there are, in int32 as the kernel asks for.
+        self.key_starts = F.pad(rows * self.capacity, (0, 1)).int()  # the last entry is not read
         self.context_lens = (position + 1).int()
 
     def attend(self, layer: int, query, key, value, scale):

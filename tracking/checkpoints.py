@@ -1,4 +1,9 @@
-"""A run's checkpoints: written whole or not at all, found again, and pruned."""
+"""A run's checkpoints: saved, found again, pruned.
+
+A checkpoint is written under a temporary name and renamed when it is complete, so a half-written one is never found. A
+run that is resumed from an older checkpoint deletes the later checkpoints after its next save, except `best`, which stays
+until there is a better one.
+"""
 
 import contextlib
 import json
@@ -22,10 +27,10 @@ def save_checkpoint(
     is_best: bool,
     weights: dict | None = None,
 ) -> Path:
-    """Writes checkpoints/step-N, points `latest` (and `best`) at it; keeps the newest `keep` and those two.
+    """Writes checkpoints/step-N and points `latest` (and `best`) at it. Keeps the newest `keep`, `latest` and `best`.
 
-    weights: the model's state dict, where the model itself has only a part of it. Raises OSError when the checkpoint
-    cannot be written, on a full disk for example; those before it are intact then.
+    weights: the state dict of a sharded model. Raises OSError when the checkpoint cannot be written, for example on a
+    full disk; earlier checkpoints are then intact.
     """
     checkpoints = folder / "checkpoints"
     target, temporary, replaced = (checkpoints / f"{prefix}step-{step}" for prefix in ("", ".writing-", ".replaced-"))
@@ -42,7 +47,7 @@ def save_checkpoint(
         free = shutil.disk_usage(checkpoints).free / 2**20
         shutil.rmtree(temporary, ignore_errors=True)  # it may be what fills the disk
         raise OSError(f"cannot write {target} ({free:,.0f} MiB were free): {error}") from error
-    if target.exists():  # a resumed run came here again: links that point at it are kept whole meanwhile
+    if target.exists():  # a resumed run saves this step again; links that point at it keep a complete copy meanwhile
         shutil.copytree(target, replaced, dirs_exist_ok=True)
         flush_to_disk(*replaced.iterdir(), replaced)
         for link in ("latest", "best"):
@@ -50,7 +55,8 @@ def save_checkpoint(
                 _point(checkpoints / link, replaced)
         remove_folder(target)
     os.replace(temporary, target)
-    for link in ("best", "latest"):  # killed between the two, a run goes on before this step, and finds it best again
+    # `best` first: a run that is killed between the two resumes before this step and finds it best again.
+    for link in ("best", "latest"):
         if link == "latest" or is_best or (checkpoints / link).resolve() == replaced.resolve():
             _point(checkpoints / link, target)
     flush_to_disk(checkpoints)  # the new names, before the old ones go
@@ -59,8 +65,8 @@ def save_checkpoint(
 
 
 def _prune(checkpoints: Path, step: int, keep: int) -> None:
-    """Leaves the newest `keep` up to `step`, and what `latest` and `best` point at. Later steps are of a past that the
-    run has gone back on; hidden folders are what a killed run left half-done."""
+    """Keeps the newest `keep` checkpoints up to `step`, and the targets of `latest` and `best`. Deletes later steps, which
+    are from before the run was resumed at an older one, and hidden folders, which a killed run has left."""
     linked = {(checkpoints / link).resolve() for link in ("latest", "best")}
     steps = {int(path.name[5:]): path for path in checkpoints.glob("step-*") if path.name[5:].isdecimal()}
     kept = {steps[number] for number in sorted(number for number in steps if number <= step)[-keep:]}
@@ -73,7 +79,7 @@ def _prune(checkpoints: Path, step: int, keep: int) -> None:
 
 
 def mark_best(folder: Path, step: int) -> None:
-    """Points `best` at checkpoints/step-N, if it is there: a run that was resumed by a path has it elsewhere."""
+    """Points `best` at checkpoints/step-N if it exists. (A run that was resumed by a path may have it elsewhere.)"""
     checkpoints = folder / "checkpoints"
     if (checkpoints / f"step-{step}").is_dir():
         _point(checkpoints / "best", checkpoints / f"step-{step}")
@@ -89,8 +95,8 @@ def _point(link: Path, target: Path) -> None:
 def find_checkpoint(output_dir: str | None, which: str) -> tuple[Path, Path]:
     """(the run's folder, a checkpoint in it by name: "latest", "best", "step-20"; or any checkpoint by its path).
 
-    Raises ValueError when there is none, or when one of its files is missing or too short; it names the file, and the
-    checkpoints of the run that are whole.
+    Raises ValueError when there is none, or when one of its files is missing or too short. The message names the file
+    and the undamaged checkpoints of the run.
     """
     if output_dir is None:
         raise ValueError("--resume_from_checkpoint needs --output_dir: the folder of the run to go on with")
@@ -108,7 +114,7 @@ def find_checkpoint(output_dir: str | None, which: str) -> tuple[Path, Path]:
 
 
 def _damage(checkpoint: Path) -> str | None:
-    """The first of its files that is missing, or not as long as when it was written; None if there is no such file."""
+    """Describes the first file that is missing or has another length than when it was written; None if all are fine."""
     checkpoint = checkpoint.resolve()
     sizes = {"trainer_state.pt": None}
     with contextlib.suppress(FileNotFoundError):  # then there is nothing to compare with

@@ -106,7 +106,9 @@ class Optimization:
     final_lr_fraction: float = setting(1.0, "linear decay to this share of the peak at the end of the run")
     updates_per_rollout: int = setting(1, "passes over each rollout; 1 with 1 minibatch is exactly on-policy")
     minibatches: int = setting(1, "optimizer steps a pass, each on an equal share of the groups")
-    tokens_per_micro_batch: int = setting(2048, "padded tokens in one forward and backward pass (memory, not results)")
+    tokens_per_micro_batch: int = setting(
+        2048, "tokens in one forward and backward pass, a group's prompt once (memory, not results)"
+    )
     bf16: bool | None = setting(None, "fp32 weights under bf16 autocast, and a bf16 actor; default: on a GPU")
     compile: bool = setting(False, "torch.compile the policy's MLPs: a minute at first, then faster on a GPU")
     fsdp: bool = setting(False, "several processes: divide the fp32 weights and Adam's moments among them (FSDP2)")

@@ -1,4 +1,4 @@
-"""A run's folder: what a run writes down, and how it is found again.
+"""A run's folder: its files, its logs, its settings.
 
     output_dir/args.json              the full effective configuration, versions, git revision, device
     output_dir/metrics.jsonl          one flat object per step, appended and flushed
@@ -9,10 +9,8 @@
                                       files.json: how long each file is
     output_dir/checkpoints/latest     and `best`: links to one of them
 
-Nothing half-written is ever found: checkpoints are written under a temporary name and renamed when complete. A run that
-goes on from an older checkpoint makes the later steps again: their log lines go at once, their checkpoints when the
-first new one is complete (except `best`, which stays until there is a better one). Of several processes, the main one
-writes.
+checkpoints.py writes the checkpoints. Every file appears complete or not at all: it is written under a temporary name
+and renamed. Logs are appended line by line. Of several processes, the main one writes.
 Left out on purpose: databases, dashboards, uploads. Everything is a file that other tools read.
 """
 
@@ -62,7 +60,7 @@ def create_folder(output_dir: str, overwrite: bool = False) -> Path:
 
 
 def unused_folder(name: str) -> str:
-    """`name`, or `name-2`, `name-3`... : the first in which there is no run yet."""
+    """`name`, or `name-2`, `name-3`, ...: the first folder without a run."""
     candidates = (name if n == 1 else f"{name}-{n}" for n in range(1, sys.maxsize))
     return next(c for c in candidates if not Path(c, "args.json").exists())
 
@@ -77,7 +75,7 @@ def _git_revision() -> str | None:
 
 
 def write_args(folder: Path, config: dict, device: torch.device) -> None:
-    """args.json: what is needed to make the run again."""
+    """Writes args.json: what is needed to repeat the run."""
     if not distributed.is_main_process():
         return
     record = {
@@ -88,7 +86,7 @@ def write_args(folder: Path, config: dict, device: torch.device) -> None:
         "threads": torch.get_num_threads(),
         "processes": distributed.world_size(),
     }
-    new = folder / "args.tmp"  # a resumed run writes it again: killed meanwhile, it must still find the old one
+    new = folder / "args.tmp"  # a resumed run writes it again; killed in between, it must still find the old one
     new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     os.replace(new, folder / "args.json")
 
@@ -129,11 +127,11 @@ class JsonLines:
         return rows
 
     def truncate_after(self, step: int) -> None:
-        """Forgets the rows after `step`: a resumed run writes them again."""
+        """Deletes the rows after `step`, which a resumed run writes again."""
         self.replace([row for row in self.read() if row["step"] <= step])
 
     def replace(self, rows: list[dict]) -> None:
-        """The log then holds these rows and nothing else; it is never half-written."""
+        """Replaces all rows in one step."""
         if not distributed.is_main_process():
             return
         replacement = JsonLines(self.file.with_suffix(".tmp"))
@@ -144,14 +142,14 @@ class JsonLines:
 
 
 def _finite(value):
-    """None in place of what JSON has no word for."""
+    """None in place of NaN and infinity, which JSON does not have."""
     if isinstance(value, list):
         return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def flush_to_disk(*paths: Path) -> None:
-    """Files and folders, so that a power cut after a renaming does not leave empty ones."""
+    """Flushes files and folders, so that a power cut after a rename does not leave empty ones."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
@@ -159,7 +157,7 @@ def flush_to_disk(*paths: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Takes its name away first: what is half deleted must not pass for a checkpoint."""
+    """Renames the folder before deleting it, so that a half-deleted one cannot be taken for a checkpoint."""
     doomed = folder.with_name(f".removing-{folder.name}")
     shutil.rmtree(doomed, ignore_errors=True)
     os.replace(folder, doomed)
@@ -168,7 +166,7 @@ def remove_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def stopwatch(device: torch.device):
-    """Wall-clock seconds of the block, until the GPU has finished too; call what it yields to read them."""
+    """Measures the wall-clock seconds of the block, the GPU's work included. Yields a function that returns them."""
     started = time.perf_counter()
     seconds = []
     yield lambda: seconds[0]
