@@ -53,8 +53,8 @@ def load(
 
 
 def fuse_norms(model: PreTrainedModel) -> None:
-    """Replaces the forward of every RMSNorm by one fused kernel; transformers' own launches six. Equal up to rounding; on
-    a CPU it gains nothing."""
+    """Replaces the forward of every RMSNorm by one fused kernel; transformers' own launches six. Equal up to rounding.
+    On a CPU it gains nothing."""
 
     def forward(self, hidden):
         return torch.nn.functional.rms_norm(hidden, self.weight.shape, self.weight, self.variance_epsilon)
@@ -65,7 +65,7 @@ def fuse_norms(model: PreTrainedModel) -> None:
 
 
 def compile_layers(model: PreTrainedModel) -> None:
-    """torch.compile for the layers' MLPs, two thirds of the arithmetic. The shapes of attention change in every call."""
+    """torch.compile for the layers' MLPs, two thirds of the arithmetic. Attention has other shapes in every call."""
     for layer in model.base_model.layers:
         layer.mlp.compile(dynamic=True)
 

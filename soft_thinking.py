@@ -56,10 +56,10 @@ def heaviest_draw(draws: torch.Tensor, weights: torch.Tensor, draw_logprobs: tor
 class TagMatcher:
     """Recognises a tag in texts that grow token by token, for many rows at once.
 
-    A tag is several tokens, and its ends merge with their neighbours (`.</`, `>\\n`), so ids cannot be compared. A row's
-    state is how many characters of the tag its text ends with; len(tag) means that the newest token completed the tag
-    (the characters after the tag in that token are not used). `next_state` (V, len(tag) + 1) holds the state after every
-    token from every state. It is computed once; then a step is one look-up for all rows, on any device.
+    A tag is several tokens, and its ends merge with their neighbours (`.</`, `>\\n`), so ids cannot be compared. The
+    state of a row is how many characters of the tag its text ends with; len(tag) means that the newest token completed
+    the tag (characters after the tag in that token are ignored). `next_state` (V, len(tag) + 1) holds the state after
+    every token from every state. It is computed once; then a step is one look-up for all rows, on any device.
     """
 
     def __init__(self, tokenizer, vocab_size: int, tag: str, device: torch.device):

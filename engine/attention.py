@@ -42,8 +42,8 @@ AttentionMaskInterface.register("layout", sdpa_mask)
 
 
 def grouped_attention(query, key, value, mask, scale) -> torch.Tensor:
-    """Attention in which `heads / kv_heads` query heads share a key head. The query heads are stacked as more queries of
-    their key head, so keys are read once instead of being copied to every query head.
+    """Attention in which `heads / kv_heads` query heads share a key head. The query heads are stacked as more queries
+    of their key head, so keys are read once instead of being copied to every query head.
 
     query: (n, heads, q, d); key, value: (n, kv_heads, k, d); mask: (n, 1, q, k) bool, True where a query looks.
     """

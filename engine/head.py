@@ -7,8 +7,8 @@ of positions, and its gradient is written by hand.
 import torch
 from transformers import PreTrainedModel
 
-# A chunk has at most this many logits, in fp32 (256 MiB): 441 positions of Qwen2.5's vocabulary. All positions of a step
-# of 256 rows with 225 tokens would be 35 GB.
+# A chunk has at most this many logits, in fp32 (256 MiB): 441 positions of Qwen2.5's vocabulary. All positions of a
+# step of 256 rows with 225 tokens would be 35 GB.
 MAX_LOGITS = 2**26
 
 
@@ -22,8 +22,9 @@ def draw_logprobs(
 class DrawLogprobs(torch.autograd.Function):
     """Log-probs of draws, in chunks of at most MAX_LOGITS logits. hidden: (N, H), weight: (V, H), draws: (N, K).
 
-    A single chunk is kept for the backward pass. Several are recomputed there, so the logits of at most one exist at any
-    time. The gradient is written by hand, because autograd would pass over the logits about ten times. With p = softmax
+    A single chunk is kept for the backward pass. Several are recomputed there, so the logits of at most one exist at
+    any time. The gradient is written by hand, because autograd would pass over the logits about ten times. With
+    p = softmax
 
         d log p[draw] / d logit[v] = ([v is the draw] - p[v]) / temperature
 

@@ -33,7 +33,7 @@ class DenseKVCache:
         self.visible = visible.repeat_interleave(group_size, dim=0)[:, None, None, :]
 
     def attend(self, layer: int, query, key, value, scale):
-        """The first call of a layer has the prompts, (P, heads, longest prompt, d); later calls one token per live row."""
+        """First call of a layer: the prompts, (P, heads, longest prompt, d). Later calls: one token per live row."""
         if layer == len(self.blocks):
             self.blocks.append((self._to_rows(key), self._to_rows(value)))
             return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)

@@ -226,7 +226,7 @@ def test_refusals_end_all_processes(tmp_path, flags, line):
 
 
 def test_one_process_is_alone():
-    with pytest.raises(ValueError, match="--fsdp: there is nothing to divide"):
+    with pytest.raises(ValueError, match="--fsdp: one process has nothing to shard"):
         distributed.check_fsdp_world_size(True)
     assert (distributed.rank(), distributed.world_size(), distributed.is_main_process()) == (0, 1, True)
     assert distributed.all_reduce_sum({"a": 2.5}) == {"a": 2.5} and distributed.all_reduce_max(3) == 3

@@ -1,8 +1,8 @@
 """A run's checkpoints: saved, found again, pruned.
 
 A checkpoint is written under a temporary name and renamed when it is complete, so a half-written one is never found. A
-run that is resumed from an older checkpoint deletes the later checkpoints after its next save, except `best`, which stays
-until there is a better one.
+run that is resumed from an older checkpoint deletes the later checkpoints after its next save, except `best`, which is
+kept until there is a better one.
 """
 
 import contextlib
@@ -65,8 +65,8 @@ def save_checkpoint(
 
 
 def _prune(checkpoints: Path, step: int, keep: int) -> None:
-    """Keeps the newest `keep` checkpoints up to `step`, and the targets of `latest` and `best`. Deletes later steps, which
-    are from before the run was resumed at an older one, and hidden folders, which a killed run has left."""
+    """Keeps the newest `keep` checkpoints up to `step`, and the targets of `latest` and `best`. Deletes later steps,
+    which are from before the run was resumed at an older one, and hidden folders, which a killed run has left."""
     linked = {(checkpoints / link).resolve() for link in ("latest", "best")}
     steps = {int(path.name[5:]): path for path in checkpoints.glob("step-*") if path.name[5:].isdecimal()}
     kept = {steps[number] for number in sorted(number for number in steps if number <= step)[-keep:]}
