@@ -3,7 +3,9 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the network
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # before torch is imported: what is compared here bit for bit holds on a CPU
+# Before torch is imported:
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side, a process a core
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is compared bit for bit here is so on a CPU alone
 
 import browser
 import pytest
