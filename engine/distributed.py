@@ -57,8 +57,8 @@ def is_main_process() -> bool:
 
 
 def shard_indices(num_problems: int, minibatches: int) -> list[int]:
-    """Indices of the problems that this rank takes: an equal shard of every minibatch. So an optimizer step has the same
-    problems with any number of processes."""
+    """Indices of the problems that this rank takes: an equal shard of every minibatch. So an optimizer step has the
+    same problems with any number of processes."""
     per_minibatch = num_problems // minibatches
     shard = per_minibatch // world_size()
     return [start + rank() * shard + i for start in range(0, num_problems, per_minibatch) for i in range(shard)]
