@@ -3,11 +3,8 @@
 MAKEFLAGS += --no-print-directory  # so that the last line of `make -C ... test` is pytest's
 PYTHON ?= python3
 ARGS ?=
-# One process a core, with one thread each. A file stays in one process, which makes its fixtures once; the longest
-# start first, so that none is left over at the end.
+# Processes for the tests: one a core. A file stays in one process, so that its fixtures are made once.
 WORKERS ?= logical
-LONGEST = tests/test_distributed.py tests/test_faults.py tests/test_walkthrough.py tests/test_main.py \
-	tests/test_distill.py tests/test_token_analysis.py
 
 .PHONY: train test lint clean
 
@@ -15,8 +12,7 @@ train: .venv/.installed
 	.venv/bin/python main.py --preset tiny $(ARGS)
 
 test: lint
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -rs -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder \
-		$(LONGEST) tests test_soft_thinking.py
+	.venv/bin/python -m pytest -q -rs -n $(WORKERS) --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/.installed-dev
 	.venv/bin/ruff check .

@@ -14,6 +14,9 @@ from drawing import no_drawing
 from random_models import FAMILIES, ROOT, random_model
 from transformers import AutoTokenizer
 
+# Started first, so that none of them is left over when the other processes are done. The rest in any order.
+LONGEST = ["test_faults.py", "test_walkthrough.py", "test_distributed.py", "test_main.py", "test_rollout.py"]
+
 
 @pytest.fixture(params=FAMILIES)
 def model(request):
@@ -45,6 +48,13 @@ def gsm8k():
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "pictures: runs in this file draw their pictures and write their report")
+
+
+def pytest_collection_modifyitems(items):
+    """Here and not by the order of pytest's arguments, which it leaves out of account for files within a folder that it
+    is given too."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="module", autouse=True)
