@@ -45,6 +45,12 @@ def splits():
     return {name: generate_arithmetic(name, count) for name, count in SIZES.items()}
 
 
+@pytest.fixture
+def tiny(tokenizer):
+    """The embedded models' tokenizer."""
+    return tokenizer
+
+
 def ids_of(tokenizer, text):
     return tokenizer(text, add_special_tokens=False)["input_ids"]
 
