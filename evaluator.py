@@ -368,7 +368,7 @@ def grade(rollout, problems, weights: dict[str, float], prompt_format: PromptFor
       reward/NAME, reward  each reward that `weights` names, and their weighted sum, the number that training maximises
     """
     group_size = len(rollout.texts) // len(problems)
-    lengths = rollout.lengths  # (B,)
+    lengths = rollout.lengths.clamp(min=1)  # (B,)
     soft_steps = (rollout.is_soft & rollout.completion_mask).sum(dim=1)  # (B,)
     mean_entropy = (rollout.entropy * rollout.completion_mask).sum(dim=1) / lengths  # (B,)
     top_weight = (rollout.top_weight * rollout.completion_mask).sum(dim=1) / lengths  # (B,)
@@ -381,7 +381,7 @@ def grade(rollout, problems, weights: dict[str, float], prompt_format: PromptFor
             "gold": problem.answer,
             "completion": text,
             "finish": rollout.finish[row],
-            "length": int(lengths[row]),
+            "length": int(rollout.lengths[row]),
             "soft_steps": int(soft_steps[row]),
             "mean_entropy": mean_entropy[row].item(),
             "top_weight": top_weight[row].item(),

@@ -213,12 +213,12 @@ def own_micro_batches(model, rollout: Rollout, rows, token_budget: int) -> list[
 def make_trainable(policy, config, forward, optimizer_state: dict | None = None) -> torch.optim.Optimizer:
     """Prepares a loaded policy for training and returns its optimizer.
 
-    config: with learning_rate, gradient_checkpointing, fsdp, and perhaps compile. forward: the function that is called
+    config: with learning_rate, gradient_checkpointing, compile and fsdp. forward: the function that is called
     with the policy, see distributed.bind_forward. optimizer_state: of a checkpoint.
     """
     if config.gradient_checkpointing:
         policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if getattr(config, "compile", False):
+    if config.compile:
         llms.compile_layers(policy)
     if config.fsdp:
         distributed.shard_model(policy, forward)

@@ -76,6 +76,7 @@ class DistillConfig(*reversed(SECTIONS)):
     """All settings. model_name is the student. Refuses impossible values with a ValueError of one line."""
 
     preset: str = "tiny"
+    compile = False  # no setting here; update.make_trainable reads it
 
     # Problems are asked, and answers sampled and graded, as in main.py.
     prompt_format, answering, stop_tag = GRPOConfig.prompt_format, GRPOConfig.answering, GRPOConfig.stop_tag

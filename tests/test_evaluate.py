@@ -352,7 +352,7 @@ def test_evaluate_passes_its_settings_on(scripted):
         stop_tag=None,
         soft=None,
         seed=5,
-        places=[0],
+        prompt_indices=[0],
     )
     assert result["accuracy"] == result["format_rate"] == 1.0
 
@@ -422,7 +422,7 @@ def test_metrics_stay_plain_when_nothing_is_right(scripted):
         (PROBLEMS, {"samples": 2, "temperature": 0.0}, "temperature > 0"),
         (PROBLEMS, {"samples": 0}, "at least 1"),
         ([], {}, "no problems"),
-        (PROBLEMS, {"tags": "xml"}, "'xml'"),
+        (PROBLEMS, {"prompt_format": PromptFormat("xml")}, "'xml'"),
     ],
 )
 def test_evaluate_refuses(scripted, problems, settings, message):

@@ -18,6 +18,7 @@ import distill
 import evaluator
 import main
 import rldatasets
+from distillation import config as config_of_distill
 from tracking import pages, report, report_curves, report_samples, run_folder
 from tracking.run_config import PRESETS, GRPOConfig
 
@@ -214,7 +215,11 @@ def test_the_head_shows_before_and_after():
 
 def test_a_student_gets_a_report_of_its_own_kind(tmp_path):
     """Settings of distill.py, and metrics without rewards and evaluations."""
-    config = vars(distill.DistillConfig(**(distill.PRESETS["tiny"] | {"loss": "rkl", "on_policy_fraction": 0.5})))
+    config = vars(
+        config_of_distill.DistillConfig(
+            **(config_of_distill.PRESETS["tiny"] | {"loss": "rkl", "on_policy_fraction": 0.5})
+        )
+    )
     (tmp_path / "args.json").write_text(json.dumps({"config": config | {"teacher_name": "runs/tiny"}, "device": "cpu"}))
     rows = [
         {"step": step, "loss": 2 / step, "lr": 1e-3, "grad_norm": 1.0, "on_policy": step % 2, "skipped_updates": 0}

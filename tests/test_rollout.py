@@ -12,6 +12,7 @@ from random_models import PROMPTS, STOP_IDS, random_model
 import llms
 import rollout as rollout_module
 from engine import kv_cache
+from engine.cuda_graphs import StepGraphs
 from engine.kv_cache import DenseKVCache
 from rldatasets import build_prompt, load_problems
 from rollout import draw, generate
@@ -297,13 +298,13 @@ def test_a_row_ends_with_the_stop_tag_and_keeps_it():
 # ---------------------------------------------------------------- the path for GPUs, its kernels replaced by slow ones
 
 
-class ReplayedByHand(rollout_module.GraphDecoder):
+class ReplayedByHand(StepGraphs):
     """Where a GPU would replay a recorded step, the step is run again: on the same tensors, and on nothing else."""
 
-    def record_step(self, size):
+    def _record(self, step, size, side_stream):
         class Graph:
             def replay(_):
-                rollout_module.Decoder.step(self, self.rows[size], self.t)
+                step(self.rows[size], self.t)
                 self.t += 1
 
         return Graph()
@@ -324,11 +325,12 @@ def test_the_gpu_loop_gives_the_same_rollouts(model, tokenizer, monkeypatch, sof
 
     expected = run()
     monkeypatch.setattr(rollout_module, "has_flash", lambda tensor: True)
-    monkeypatch.setattr(rollout_module, "GraphDecoder", ReplayedByHand)
+    monkeypatch.setattr(rollout_module, "StepGraphs", ReplayedByHand)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
     monkeypatch.setattr(kv_cache, "flash_attention", naive_flash)
     made = []
     original = ReplayedByHand.__init__
-    monkeypatch.setattr(ReplayedByHand, "__init__", lambda self, *a: (made.append(a[3]), original(self, *a))[1])
+    monkeypatch.setattr(ReplayedByHand, "__init__", lambda self, *a: (made.append(a[1]), original(self, *a))[1])
     for mine, plain in zip(run(), expected, strict=True):
         for name in ("draws", "weights", "draw_mask", "trace_ids", "completion_mask", "is_soft"):
             assert torch.equal(getattr(mine, name), getattr(plain, name)), name

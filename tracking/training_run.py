@@ -105,8 +105,8 @@ class TrainingRun:
         self.samples_log = run_folder.JsonLines(folder / "samples.jsonl")
 
     def __enter__(self):
-        if self.last_step > 0:
-            for log in (self.metrics_log, self.samples_log):
+        for log in (self.metrics_log, self.samples_log):
+            if log.file.exists():  # the rows after the checkpoint, or of a run that ended before its first one
                 log.truncate_after(self.last_step)
         settings = dataclasses.asdict(self.config)
         run_folder.write_args(self.folder, settings, self.policy.device)
