@@ -6,6 +6,7 @@ weights. Normal text is K = 1, weight 1, so one embedding function and one log-p
 Left out on purpose: quantisation, adapters, pickled checkpoints. Code that comes with a model runs only on request.
 """
 
+import contextlib
 import copy
 import re
 import types
@@ -52,7 +53,8 @@ def load(
     options = dict(trust_remote_code=trust_remote_code, dtype=dtype or torch.float32, use_safetensors=True)
     # A tensor of another shape or a missing one is reported below, by its name.
     options |= dict(output_loading_info=True, ignore_mismatched_sizes=True)
-    model, loaded = _from_pretrained(AutoModelForCausalLM, model_name, **options)
+    with _quiet():  # transformers prints a table of them
+        model, loaded = _from_pretrained(AutoModelForCausalLM, model_name, **options)
     try:
         check_weights(loaded)
         _turn_randomness_off(model)
@@ -91,21 +93,19 @@ def _turn_randomness_off(model: PreTrainedModel) -> None:
 
 
 def repair_generation_config(model: PreTrainedModel) -> None:
-    """Some published generation configs are ones that transformers refuses to write, as a temperature without do_sample,
-    so that no checkpoint could be saved. Their sampling defaults are not used here: they are dropped, with a line."""
+    """Drops sampling defaults that transformers refuses to write, as a temperature without do_sample, and prints a line.
+
+    Some published models have them, and no checkpoint of such a model could be saved. They are not used here.
+    """
     own = model.generation_config
     try:
         own.validate(strict=True)
     except ValueError as error:
-        kept = {
-            name: value
-            for name in ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
-            if (value := getattr(own, name, None)) is not None
-        }
-        model.generation_config = GenerationConfig(**kept)
-        reason = " ".join(str(error).split())
+        ids = {name: getattr(own, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = GenerationConfig(**{k: v for k, v in ids.items() if isinstance(v, list) or v})
         if distributed.is_main_process():
-            print(f"the sampling defaults of the model's generation config are dropped: {reason[:200]}")
+            reason = " ".join(str(error).split())[:160]
+            print(f"dropped the sampling defaults of the generation config, which could not be saved: {reason}...")
 
 
 def fuse_norms(model: PreTrainedModel) -> None:
@@ -167,6 +167,16 @@ def _from_pretrained(auto_class, model_name, **options):
         return auto_class.from_pretrained(found, **options)
     except Exception as error:  # its libraries raise of every kind
         raise ValueError(f"cannot load model {model_name!r}: {_why_not(error, is_folder)}") from error
+
+
+@contextlib.contextmanager
+def _quiet():
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _why_not(error: Exception, is_folder: bool) -> str:

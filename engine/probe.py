@@ -16,7 +16,7 @@ from engine.attention import UnsupportedModel, forward_hidden, has_flash
 from engine.head import head_logits
 from engine.kv_cache import DenseKVCache, FlatKVCache
 
-NUM_TOKENS, NUM_STEPS = 32, 8  # of the longer of two texts, and how many of them each continues its prompt by
+NUM_TOKENS, NUM_STEPS = 32, 4  # of the longer of two texts, and how many of them each continues its prompt by
 LONGEST = 1024  # the most tokens that are read to get past a window
 # Nats. In 16 bits single tokens differ by tenths, so their mean is compared.
 TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.15}
