@@ -57,7 +57,7 @@ def load(
         model, loaded = _from_pretrained(AutoModelForCausalLM, model_name, **options)
     try:
         check_weights(loaded)
-        _turn_randomness_off(model)
+        turn_randomness_off(model)
         repair_generation_config(model)
         model = model.to(device).eval()
         if model.device.type == "cuda":
@@ -81,7 +81,7 @@ def check_weights(loaded: dict) -> None:
         raise ValueError(f"its weights have {unread[0]}, of which its config.json knows nothing")
 
 
-def _turn_randomness_off(model: PreTrainedModel) -> None:
+def turn_randomness_off(model: PreTrainedModel) -> None:
     """With dropout or noise in the routing, the policy that learns would not be the one that sampled. Modules hold the
     rates under several names."""
     for module in model.modules():
@@ -93,7 +93,7 @@ def _turn_randomness_off(model: PreTrainedModel) -> None:
 
 
 def repair_generation_config(model: PreTrainedModel) -> None:
-    """Drops sampling defaults that transformers refuses to write, as a temperature without do_sample, and prints a line.
+    """Drops sampling defaults that transformers refuses to write (a temperature without do_sample), and prints a line.
 
     Some published models have them, and no checkpoint of such a model could be saved. They are not used here.
     """

@@ -25,14 +25,19 @@ class UnsupportedModel(ValueError):
         super().__init__(f"{config.model_type} models are not supported: {reason}")
 
 
+def check_attention(model) -> None:
+    """Raises UnsupportedModel for a family that does not look its attention up by name."""
+    if not getattr(model, "_supports_attention_backend", False):
+        raise UnsupportedModel(model.config, "their attention has a form of its own, which cannot be replaced")
+
+
 def forward_hidden(model, inputs: torch.Tensor, positions: torch.Tensor, layout) -> torch.Tensor:
     """The model's last hidden states for `inputs` laid out as `layout` says.
 
     inputs: (b, L, H) embeddings; positions: (b, L) long, where each stands in its own text. -> (b, L, H)
     Raises UnsupportedModel, a ValueError, for a family whose attention cannot be replaced.
     """
-    if not getattr(model, "_supports_attention_backend", False):
-        raise UnsupportedModel(model.config, "their attention has a form of its own, which cannot be replaced")
+    check_attention(model)
     model.config._attn_implementation = "layout"
     no_mask = inputs.new_empty(1, 1, 1, 1)  # transformers passes on what has four dimensions, and builds none itself
     return model.base_model(
