@@ -532,7 +532,7 @@ def test_a_base_model_is_prompted_stopped_and_graded_as_r1_zero_was(tmp_path, mo
         return rollout
 
     monkeypatch.setattr(main, "generate", spy)
-    monkeypatch.setattr(evaluator, "generate", spy)
+    monkeypatch.setattr("rollout.generate", spy)  # which evaluate imports when it is called
     preset = PRESETS["qwen2.5-1.5b-base"]
     settings = {name: preset[name] for name in ("tags", "prompt_style", "stop_at_answer")}
     settings |= dict(prefill=True, max_steps=1, eval_steps=1, dataset_path=small_dataset(tmp_path / "data"))
@@ -571,7 +571,7 @@ def test_the_prefilled_tag_counts_as_written(tmp_path, monkeypatch, text, prefil
         return rollout
 
     monkeypatch.setattr(main, "generate", scripted)
-    monkeypatch.setattr(evaluator, "generate", scripted)
+    monkeypatch.setattr("rollout.generate", scripted)  # which evaluate imports when it is called
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_text('{"question": "What is 9+9?", "answer": "#### 18"}\n')
     settings = dict(tags="think", prefill=prefill, max_steps=1, eval_steps=1, max_completion_length=4)
