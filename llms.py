@@ -6,19 +6,29 @@ weights. Normal text is K = 1, weight 1, so one embedding function and one log-p
 Left out on purpose: quantisation, adapters, pickled checkpoints. Code that comes with a model runs only on request.
 """
 
+import contextlib
 import copy
+import re
 import types
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging
 
-from engine import distributed
+from engine import distributed, model_folder, probe
 from engine.attention import Packed, forward_hidden
 from engine.head import draw_logprobs
+from engine.probe import max_positions as max_positions  # which every script asks for beside the configuration
 
 logging.disable_progress_bar()  # of loading weights: a line per model says nothing here
 
@@ -34,22 +44,68 @@ def load(
     """(model, tokenizer) of a hub name, a local folder, or an embedded model ("tiny", "tiny_student").
 
     device: default cuda when there is one, else cpu. dtype: default float32, which is what learns; a copy for
-    sampling can be lower (make_actor). Raises ValueError, one line, when nothing can be loaded under that name.
+    sampling can be lower (make_actor). Raises ValueError, one line, when nothing can be loaded under that name, or when
+    sampling and training would not be right for a model of its family (engine/probe.py).
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    options = dict(trust_remote_code=trust_remote_code)
-    tokenizer = _from_pretrained(AutoTokenizer, model_name, **options)
-    options |= dict(dtype=dtype or torch.float32, use_safetensors=True)
-    model = _from_pretrained(AutoModelForCausalLM, model_name, **options)
-    for module in model.modules():  # with dropout, the policy that learns would not be the one that sampled
+    load_config(model_name, trust_remote_code)  # what it refuses costs no loading of weights
+    tokenizer = load_tokenizer(model_name, trust_remote_code)
+    options = dict(trust_remote_code=trust_remote_code, dtype=dtype or torch.float32, use_safetensors=True)
+    # A tensor of another shape or a missing one is reported below, by its name.
+    options |= dict(output_loading_info=True, ignore_mismatched_sizes=True)
+    with _quiet():  # transformers prints a table of them
+        model, loaded = _from_pretrained(AutoModelForCausalLM, model_name, **options)
+    try:
+        check_weights(loaded)
+        turn_randomness_off(model)
+        repair_generation_config(model)
+        model = model.to(device).eval()
+        if model.device.type == "cuda":
+            fuse_norms(model)
+        probe.check_model(model, embed_mixture, completion_logprobs)
+    except ValueError as error:
+        raise ValueError(f"cannot load model {model_name!r}: {error}") from error
+    return model, tokenizer
+
+
+def check_weights(loaded: dict) -> None:
+    """Raises ValueError, one line, if weights and configuration do not belong together: transformers would put random
+    numbers in the place of what does not fit. loaded: the loading info of transformers."""
+    for name, in_file, by_config in sorted(loaded["mismatched_keys"])[:1]:
+        shapes = [" x ".join(map(str, shape)) for shape in (in_file, by_config)]
+        raise ValueError(f"{name} is {shapes[0]} in its weights, and {shapes[1]} by its config.json")
+    if missing := sorted(loaded["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ValueError(f"its weights lack {missing[0]}{more}, which its config.json asks for")
+    if unread := sorted(name for name in loaded["unexpected_keys"] if re.search(r"\b(layers|h|blocks)\.\d+\.", name)):
+        raise ValueError(f"its weights have {unread[0]}, of which its config.json knows nothing")
+
+
+def turn_randomness_off(model: PreTrainedModel) -> None:
+    """With dropout or noise in the routing, the policy that learns would not be the one that sampled. Modules hold the
+    rates under several names."""
+    for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-        elif hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.0
-    model = model.to(device).eval()
-    if model.device.type == "cuda":
-        fuse_norms(model)
-    return model, tokenizer
+        for name, value in vars(module).items():
+            if isinstance(value, float) and re.search("dropout|layerdrop|jitter", name):
+                setattr(module, name, 0.0)
+
+
+def repair_generation_config(model: PreTrainedModel) -> None:
+    """Drops sampling defaults that transformers refuses to write (a temperature without do_sample), and prints a line.
+
+    Some published models have them, and no checkpoint of such a model could be saved. They are not used here.
+    """
+    own = model.generation_config
+    try:
+        own.validate(strict=True)
+    except ValueError as error:
+        ids = {name: getattr(own, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = GenerationConfig(**{k: v for k, v in ids.items() if isinstance(v, list) or v})
+        if distributed.is_main_process():
+            reason = " ".join(str(error).split())[:160]
+            print(f"dropped the sampling defaults of the generation config, which could not be saved: {reason}...")
 
 
 def fuse_norms(model: PreTrainedModel) -> None:
@@ -71,8 +127,14 @@ def compile_layers(model: PreTrainedModel) -> None:
 
 
 def load_config(model_name: str, trust_remote_code: bool = False):
-    """The model's configuration alone, without its weights. Raises ValueError as `load` does."""
-    return _from_pretrained(AutoConfig, model_name, trust_remote_code=trust_remote_code)
+    """The model's configuration alone, without its weights; of a folder, all files are looked at. Raises ValueError as
+    `load` does, if the folder or the configuration alone shows that."""
+    config = _from_pretrained(AutoConfig, model_name, trust_remote_code=trust_remote_code)
+    try:
+        probe.check_config(config)
+    except ValueError as error:
+        raise ValueError(f"cannot load model {model_name!r}: {error}") from error
+    return config
 
 
 def load_tokenizer(model_name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -80,16 +142,41 @@ def load_tokenizer(model_name: str, trust_remote_code: bool = False) -> PreTrain
     return _from_pretrained(AutoTokenizer, model_name, trust_remote_code=trust_remote_code)
 
 
-def _from_pretrained(auto_class, model_name, **options):
-    local = Path(model_name)
-    if model_name in EMBEDDED and not local.is_dir():
+def find_model(model_name: str) -> tuple[str | Path, bool]:
+    """(what transformers is to load, whether it is a folder). Raises ValueError if it is a folder without a model.
+
+    An embedded name stands for a folder of that name only if there is a model in it: a run's folder may have the name.
+    """
+    local = Path(model_name).expanduser()
+    if model_name in EMBEDDED and not (local / "config.json").is_file():
         local = Path(__file__).resolve().parent / "models" / model_name
-    if not local.is_dir() and (local.is_absolute() or model_name.startswith(".")):
-        raise ValueError(f"cannot load model {model_name!r}: there is no such folder")
+    if local.exists() and model_name:
+        model_folder.check(local)
+        return local, True
+    if local.is_absolute() or model_name.startswith(".") or local.suffix == ".gguf":
+        raise ValueError("there is no such file" if local.suffix == ".gguf" else "there is no such folder")
+    return model_name, False
+
+
+def _from_pretrained(auto_class, model_name, **options):
     try:
-        return auto_class.from_pretrained(local if local.is_dir() else model_name, **options)
+        found, is_folder = find_model(model_name)
     except (OSError, ValueError) as error:
-        raise ValueError(f"cannot load model {model_name!r}: {_why_not(error, local.is_dir())}") from error
+        raise ValueError(f"cannot load model {model_name!r}: {error}") from error
+    try:
+        return auto_class.from_pretrained(found, **options)
+    except Exception as error:  # its libraries raise of every kind
+        raise ValueError(f"cannot load model {model_name!r}: {_why_not(error, is_folder)}") from error
+
+
+@contextlib.contextmanager
+def _quiet():
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _why_not(error: Exception, is_folder: bool) -> str:
@@ -100,7 +187,7 @@ def _why_not(error: Exception, is_folder: bool) -> str:
         chain.append(cause)
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     if is_folder:
-        return reason
+        return reason if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {reason}"
     if any(isinstance(e, GatedRepoError) for e in chain):
         return "it is gated: accept its licence on the hub, and set HF_TOKEN to a token of that account"
     names = f"a hub name, a local folder, or one of {', '.join(EMBEDDED)}"
@@ -109,14 +196,6 @@ def _why_not(error: Exception, is_folder: bool) -> str:
     if any(isinstance(e, ConnectionError | LocalEntryNotFoundError) for e in chain):
         return "the hub cannot be reached and the model is not in its cache: a local folder with the files works too"
     return f"give {names} ({reason})"
-
-
-def max_positions(config) -> int:
-    """How many tokens of prompt and completion the model can read. Attention here covers all earlier tokens, so a model
-    with sliding windows can read as many tokens as its narrowest window."""
-    windowed = "sliding_attention" in (getattr(config, "layer_types", None) or [])
-    window = config.sliding_window if windowed else None
-    return min(config.max_position_embeddings, window or config.max_position_embeddings)
 
 
 def sampling_dtype() -> torch.dtype:

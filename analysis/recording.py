@@ -17,6 +17,7 @@ from analysis.files import save_trace
 from analysis.measures import TEMPERATURES
 from analysis.tokens import fingerprint, token_bytes
 from analysis.trace import Trace
+from engine.head import head_logits
 from rollout import Rollout, generate
 
 # Logits of one chunk: 64 MiB, and about ten times that with the sorted copy and the measures. Not less: blocks under
@@ -119,8 +120,8 @@ def logprob_chunks(models: list, rollout: Rollout, row: int):
     size = max(1, MAX_LOGITS // vocab_size)
     for start in range(0, len(hidden[0]), size):
         steps = slice(start, start + size)
-        heads = [(model.get_output_embeddings(), h[steps]) for model, h in zip(models, hidden, strict=True)]
-        yield steps, [torch.log_softmax(head(h)[:, :vocab_size].float(), dim=-1) for head, h in heads]
+        logits = [head_logits(model, h[steps]) for model, h in zip(models, hidden, strict=True)]
+        yield steps, [torch.log_softmax(x[:, :vocab_size], dim=-1) for x in logits]
 
 
 def measure_chunk(logp, tokens, temperature: float, top_k: int, ranks: np.ndarray) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """What a student minimises: the likelihood of the teacher's tokens, or the distance from its distributions."""
 
+import dataclasses
 import math
 
 import torch
@@ -8,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 import llms
 from analysis.measures import kl
 from engine import head
+from engine.head import head_logits
 from rollout import Rollout
 
 
@@ -32,28 +34,40 @@ def token_losses(policy, teacher, rollout: Rollout, rows: list[int], loss: str, 
 
     sft is -log S(token) of the teacher's tokens (sequence-level distillation, Kim and Rush 2016; R1's own loss). The
     others compare whole distributions after the same text and need a `teacher`; the text may be the teacher's or the
-    student's. No gradient goes through the sampling of the student's own text (as in GKD).
+    student's. No gradient goes through the sampling of the student's own text (as in GKD). Tokens after one that the
+    teacher does not have count 0.
     """
     if loss == "sft":
         logprobs = llms.completion_logprobs(policy, rollout, rows=rows).squeeze(-1)  # (b, T): one draw a position
         return -logprobs[rollout.completion_mask[rows]]
+    # Heads may be padded to different widths (Qwen2.5: 151,936 up to 3B, 152,064 from 7B). No text has the tokens of
+    # the padding, so both distributions are taken over the width that both have, renormalised there. A wider student
+    # has to learn that too: its loss has -log of the probability that it gives to this width.
+    width = min(policy.config.vocab_size, teacher.config.vocab_size)
     rows = torch.as_tensor(rows, device=rollout.draws.device)
-    student_hidden = llms.completion_hidden(policy, rollout, rows)[0]  # (N, H)
+    student_hidden, row, position = llms.completion_hidden(policy, rollout, rows)  # (N, H), (N,), (N,)
+    readable = None
+    if policy.config.vocab_size > width:  # its own text may have such a token, and the teacher cannot read on from it
+        padding = (rollout.draws >= width).any(dim=-1)  # (B, T)
+        readable = ((padding.cumsum(dim=1) - padding.long()) == 0)[rows[row], position]  # (N,)
+        rollout = dataclasses.replace(rollout, draws=rollout.draws.clamp(max=width - 1))
     with torch.no_grad():
         teacher_hidden = llms.completion_hidden(teacher, rollout, rows)[0]  # (N, the teacher's H)
-    # Heads may be padded to different widths (Qwen2.5: 151,936 up to 3B, 152,064 from 7B). No text has the tokens of
-    # the padding, so both distributions are taken over the width that both have, renormalised there.
-    width = min(policy.config.vocab_size, teacher.config.vocab_size)
 
     def one_chunk(student_hidden, teacher_hidden):
-        heads = (policy, student_hidden), (teacher, teacher_hidden)
-        logits = [model.get_output_embeddings()(hidden)[:, :width].float() for model, hidden in heads]
-        return divergence(*(x.log_softmax(dim=-1) for x in logits), loss, beta)
+        student, teacher_logits = head_logits(policy, student_hidden), head_logits(teacher, teacher_hidden)
+        in_width = student[:, :width]
+        losses = divergence(in_width.log_softmax(dim=-1), teacher_logits[:, :width].log_softmax(dim=-1), loss, beta)
+        if readable is None:
+            return losses
+        return losses + student.logsumexp(dim=-1) - in_width.logsumexp(dim=-1)
 
     # As in engine/head.py, the logits of at most one chunk exist at any time; if there are several chunks, they are
     # recomputed in the backward pass. Autograd keeps about four numbers for every logit of the two models.
     size = max(1, head.MAX_LOGITS // (4 * width))
     if len(student_hidden) <= size:
-        return one_chunk(student_hidden, teacher_hidden)
-    chunks = zip(student_hidden.split(size), teacher_hidden.split(size), strict=True)
-    return torch.cat([checkpoint(one_chunk, s, t, use_reentrant=False) for s, t in chunks])
+        losses = one_chunk(student_hidden, teacher_hidden)
+    else:
+        chunks = zip(student_hidden.split(size), teacher_hidden.split(size), strict=True)
+        losses = torch.cat([checkpoint(one_chunk, s, t, use_reentrant=False) for s, t in chunks])
+    return losses if readable is None else losses * readable

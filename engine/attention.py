@@ -18,11 +18,26 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 
+class UnsupportedModel(ValueError):
+    """A family of models that cannot be sampled and trained here. One line: its name, and why."""
+
+    def __init__(self, config, reason: str):
+        super().__init__(f"{config.model_type} models are not supported: {reason}")
+
+
+def check_attention(model) -> None:
+    """Raises UnsupportedModel for a family that does not look its attention up by name."""
+    if not getattr(model, "_supports_attention_backend", False):
+        raise UnsupportedModel(model.config, "their attention has a form of its own, which cannot be replaced")
+
+
 def forward_hidden(model, inputs: torch.Tensor, positions: torch.Tensor, layout) -> torch.Tensor:
     """The model's last hidden states for `inputs` laid out as `layout` says.
 
     inputs: (b, L, H) embeddings; positions: (b, L) long, where each stands in its own text. -> (b, L, H)
+    Raises UnsupportedModel, a ValueError, for a family whose attention cannot be replaced.
     """
+    check_attention(model)
     model.config._attn_implementation = "layout"
     no_mask = inputs.new_empty(1, 1, 1, 1)  # transformers passes on what has four dimensions, and builds none itself
     return model.base_model(
@@ -34,6 +49,8 @@ def _attention(module, query, key, value, attention_mask, scaling, layout=None, 
     """What transformers calls. query: (b, heads, L, d); key, value: (b, kv_heads, L, d) -> (b, L, heads, d)."""
     if layout is None:  # a plain call of the model, not by `forward_hidden`
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **options)
+    if options.get("s_aux") is not None:
+        raise UnsupportedModel(module.config, "their attention has sinks")
     return layout.attend(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
 
 

@@ -1,5 +1,12 @@
 """The head: from hidden states to the log-probs of sampled tokens, one chunk of logits at a time.
 
+What a family does between its last hidden states and its logits is written here once. With the head's bias b, the scale
+s and the cap c of its configuration,
+
+    logits = c tanh(s (hidden W^T + b) / c)
+
+Sampling and distillation call `head_logits`, training calls `draw_logprobs`.
+
 The logits of all positions together would be far larger than everything else in training. So the head runs over chunks
 of positions, and its gradient is written by hand.
 """
@@ -12,15 +19,37 @@ from transformers import PreTrainedModel
 MAX_LOGITS = 2**26
 
 
+def scale_and_cap(config) -> tuple[float, float | None]:
+    """What the logits are multiplied by, and the bound that tanh keeps them within (None: no bound)."""
+    scale = 1.0
+    if isinstance(getattr(config, "logit_scale", None), float | int):  # Cohere
+        scale *= config.logit_scale
+    if isinstance(getattr(config, "logits_scaling", None), float | int):  # Granite divides, HyperCLOVA X multiplies
+        scale *= config.logits_scaling if config.model_type == "hyperclovax" else 1 / config.logits_scaling
+    return scale, getattr(config, "final_logit_softcapping", None) or None  # Gemma 2
+
+
+def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """The model's logits, as its own forward computes them. hidden: (..., H) -> (..., V) float32."""
+    logits = model.get_output_embeddings()(hidden).float()  # fp32 before any softmax
+    scale, cap = scale_and_cap(model.config)
+    if scale != 1:
+        logits = logits * scale
+    return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
 def draw_logprobs(
     model: PreTrainedModel, hidden: torch.Tensor, draws: torch.Tensor, temperature: float
 ) -> torch.Tensor:
-    """log softmax(head(hidden) / temperature) at `draws`. hidden: (N, H), draws: (N, K) -> (N, K) float32."""
-    return DrawLogprobs.apply(hidden, model.get_output_embeddings().weight, draws, temperature)
+    """log softmax(head_logits / temperature) at `draws`. hidden: (N, H), draws: (N, K) -> (N, K) float32."""
+    head = model.get_output_embeddings()
+    bias = getattr(head, "bias", None)
+    return DrawLogprobs.apply(hidden, head.weight, draws, temperature, bias, *scale_and_cap(model.config))
 
 
 class DrawLogprobs(torch.autograd.Function):
-    """Log-probs of draws, in chunks of at most MAX_LOGITS logits. hidden: (N, H), weight: (V, H), draws: (N, K).
+    """Log-probs of draws, in chunks of at most MAX_LOGITS logits. hidden: (N, H), weight: (V, H), draws: (N, K), bias:
+    (V,) or None; scale and cap as in `scale_and_cap`.
 
     A single chunk is kept for the backward pass. Several are recomputed there, so the logits of at most one exist at
     any time. The gradient is written by hand, because autograd would pass over the logits about ten times. With
@@ -28,50 +57,73 @@ class DrawLogprobs(torch.autograd.Function):
 
         d log p[draw] / d logit[v] = ([v is the draw] - p[v]) / temperature
 
-    overwrites the logits.
+    overwrites the logits. Where they are capped, c tanh(x / c) has the slope 1 - tanh(x / c)^2, which takes as much
+    memory again.
     """
 
     @staticmethod
-    def forward(context, hidden, weight, draws, temperature):
+    def forward(context, hidden, weight, draws, temperature, bias=None, scale=1.0, cap=None):
         device, size = hidden.device.type, max(1, MAX_LOGITS // len(weight))
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-        context.settings = dtype, temperature
+        low_bias = None if bias is None else bias.to(dtype)
+        context.settings = dtype, temperature, scale, cap
         context.chunks = [slice(start, start + size) for start in range(0, len(hidden), size)]
-        context.save_for_backward(hidden, weight, draws)
+        context.save_for_backward(hidden, weight, draws, bias)
         low_weight, logprobs = weight.to(dtype), []
         for rows in context.chunks:
-            exps = None  # frees the chunk before
-            at_draws, exps, total = _exponentials(hidden[rows].to(dtype), low_weight, draws[rows], temperature)
+            exps = slope = None  # frees the chunk before
+            at_draws, exps, total, slope = _exponentials(
+                hidden[rows].to(dtype), low_weight, draws[rows], temperature, low_bias, scale, cap
+            )
             logprobs.append(at_draws - total.log())
-        context.kept = (exps, total) if len(context.chunks) == 1 else None
+        context.kept = (exps, total, slope) if len(context.chunks) == 1 else None
         return torch.cat(logprobs)
 
     @staticmethod
     def backward(context, gradient):
-        hidden, weight, draws = context.saved_tensors
-        dtype, temperature = context.settings
+        hidden, weight, draws, bias = context.saved_tensors
+        dtype, temperature, scale, cap = context.settings
         kept, context.kept = context.kept, None  # else it would live as long as the whole graph
         low_weight, grad_hidden, grad_weight = weight.to(dtype), torch.empty_like(hidden), None
+        low_bias, grad_bias = (None, None) if bias is None else (bias.to(dtype), torch.zeros_like(bias))
         for rows in context.chunks:
-            exps = grad_logits = None  # frees the chunk before
+            exps = grad_logits = slope = None  # frees the chunk before
             low_hidden, g = hidden[rows].to(dtype), gradient[rows] / temperature  # (n, H), (n, K)
-            exps, total = kept or _exponentials(low_hidden, low_weight, draws[rows], temperature)[1:]
+            exps, total, slope = (
+                kept or _exponentials(low_hidden, low_weight, draws[rows], temperature, low_bias, scale, cap)[1:]
+            )
             grad_logits = exps.mul_(-g.sum(dim=-1, keepdim=True) / total).scatter_add_(1, draws[rows], g)  # (n, V)
+            if slope is not None:
+                grad_logits.mul_(slope)
+            if scale != 1:
+                grad_logits.mul_(scale)
+            if bias is not None:
+                grad_bias += grad_logits.sum(dim=0)
             grad_logits = grad_logits.to(dtype)
             grad_hidden[rows] = (grad_logits @ low_weight).to(hidden.dtype)
             product = grad_logits.T @ low_hidden  # (V, H)
             grad_weight = product.to(weight.dtype) if grad_weight is None else grad_weight.add_(product)
-        return grad_hidden, grad_weight, None, None
+        return grad_hidden, grad_weight, None, None, grad_bias, None, None
 
 
-def _exponentials(hidden, weight, draws, temperature):
+def _exponentials(hidden, weight, draws, temperature, bias, scale, cap):
     """Logits at the temperature minus the largest of their row, in float32 -> those of the draws (n, K), the
-    exponentials of all (n, V), and the sum of these (n, 1). hidden: (n, H), weight: (V, H), draws: (n, K)."""
+    exponentials of all (n, V), the sum of these (n, 1), and the slope of the cap (n, V), None without one.
+    hidden: (n, H), weight: (V, H), draws: (n, K), bias: (V,) or None."""
     with torch.autocast(hidden.device.type, enabled=False):
         logits = (hidden @ weight.T).float()  # fp32 before any softmax
+    slope = None
+    if bias is not None:
+        logits.add_(bias)
+    if scale != 1:
+        logits.mul_(scale)
+    if cap is not None:
+        logits.div_(cap).tanh_()
+        slope = 1 - logits * logits
+        logits.mul_(cap)
     if temperature != 1:  # a pass over all of them
         logits.div_(temperature)
     logits.sub_(logits.amax(dim=-1, keepdim=True))
     at_draws = logits.gather(-1, draws)
     exps = logits.exp_()
-    return at_draws, exps, exps.sum(dim=-1, keepdim=True)
+    return at_draws, exps, exps.sum(dim=-1, keepdim=True), slope

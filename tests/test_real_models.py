@@ -24,7 +24,7 @@ from grader_tables import EQUAL, NEVER_18, NEVER_OTHER, STRUCTURE, blocks, expan
 from huggingface_hub import errors
 from random_models import PROMPTS, ROOT, random_model
 from small_runs import metrics_of, small_dataset, tiny_config, without_times
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 from transformers.initialization import no_init_weights
 
 import evaluator
@@ -248,9 +248,9 @@ def test_the_reason_is_found_under_other_errors(monkeypatch, error, advice):
             except Exception as inner:
                 raise OSError("We had trouble.\nSee the documentation.") from inner
         except OSError:
-            raise OSError("Can't load tokenizer for 'some/model'.")  # noqa: B904
+            raise OSError("Can't load the configuration of 'some/model'.")  # noqa: B904
 
-    monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", refuse)
     with pytest.raises(ValueError, match=advice) as raised:
         llms.load("some/model")
     assert "\n" not in str(raised.value)
