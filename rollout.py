@@ -29,6 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import llms
 from engine.attention import forward_hidden, has_flash
 from engine.cuda_graphs import StepGraphs
+from engine.head import head_logits
 from engine.kv_cache import DenseKVCache, FlatKVCache
 from engine.sampling_params import SamplingParams
 from soft_thinking import SoftThinking, SoftThinkingController, TagMatcher, heaviest_draw, mixture_weights
@@ -183,7 +184,7 @@ class Decoder:
 
     def sample_tokens(self, rows: torch.Tensor, hidden: torch.Tensor, t: int | torch.Tensor) -> None:
         """From the hidden states (n, H) to tokens: draws them and writes all columns of the buffers at t."""
-        logits = self.model.get_output_embeddings()(hidden).float()  # (n, V), fp32 before any softmax
+        logits = head_logits(self.model, hidden)  # (n, V) float32
         if self.temperature not in (0, 1):
             logits.div_(self.temperature)
         logprobs = torch.log_softmax(logits, dim=-1)

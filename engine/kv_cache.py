@@ -72,7 +72,8 @@ class FlatKVCache:
     def __init__(self, config, max_rows: int, capacity: int, device: torch.device, dtype: torch.dtype):
         """config: of the model. capacity: tokens of prompt and completion that a row can hold."""
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (max_rows * capacity, config.num_key_value_heads, head_dim)
+        kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads  # GPT-2 names none
+        shape = (max_rows * capacity, kv_heads, head_dim)
         self.capacity, self.max_rows = capacity, max_rows
         self.layers = [
             tuple(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))

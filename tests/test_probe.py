@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 import transformers as T
-from random_models import random_model
+from random_models import PROMPTS, random_model
 
 import llms
 from engine import attention, head, probe
 from engine.attention import UnsupportedModel
-from rollout import Rollout
+from rollout import Rollout, generate
 
 SIZES = dict(
     vocab_size=512, hidden_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
@@ -277,6 +277,17 @@ def test_a_whole_training_pass_is_autograds_through_the_model_itself(family):
         assert (a.grad is None) == (b.grad is None), name
         if a.grad is not None:
             assert torch.allclose(a.grad, b.grad, atol=1e-4 * max(1, b.grad.abs().max())), name
+
+
+@pytest.mark.parametrize("family", HEADS)
+def test_sampling_knows_the_log_probs_of_the_model_itself(family, tokenizer):
+    model = random_family(HEADS[family][0](**HEADS[family][1]))
+    rollout = generate(model, tokenizer, PROMPTS, group_size=2, max_new_tokens=12, temperature=0.8, seed=0)
+    for row, n in enumerate(rollout.lengths.tolist()):
+        ids = torch.cat([rollout.prompt_ids[row], rollout.trace_ids[row, :n]])
+        own = (model(ids[None]).logits[0, -n - 1 : -1] / 0.8).log_softmax(dim=-1).gather(1, ids[-n:, None])
+        assert torch.allclose(rollout.logprobs[row, :n], own, atol=1e-5)
+    assert torch.allclose(llms.completion_logprobs(model, rollout, 0.8), rollout.logprobs, atol=1e-5)
 
 
 def test_a_bias_in_bf16_leaves_a_kl_of_exactly_zero():
