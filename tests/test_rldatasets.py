@@ -18,6 +18,7 @@ import pytest
 import rldatasets
 from rldatasets import (
     Problem,
+    PromptFormat,
     arithmetic_split,
     build_prompt,
     drop_long_prompts,
@@ -42,6 +43,12 @@ SIZES = {"train": 30_000, "validation": 3_000, "test": 3_000}
 @pytest.fixture(scope="module")
 def splits():
     return {name: generate_arithmetic(name, count) for name, count in SIZES.items()}
+
+
+@pytest.fixture
+def tiny(tokenizer):
+    """The embedded model's tokenizer. A name of its own, beside `qwen`."""
+    return tokenizer
 
 
 def ids_of(tokenizer, text):
@@ -208,7 +215,7 @@ def test_odd_but_good_rows(tmp_path, capsys):
 
 
 BAD_ROWS = {
-    "no ####": (row(answer="18"), "no #### in the answer"),
+    "no ####": (row(answer="eighteen"), "no #### in the answer"),
     "nothing after ####": (row(answer="18 #### \n"), "nothing after ####"),
     "empty answer": (row(answer=""), "no #### in the answer"),
     "empty question": (row(""), "empty question"),
@@ -216,7 +223,9 @@ BAD_ROWS = {
     "question is a number": (row(7), "empty question"),
     "question is null": (row(None), "empty question"),
     "no question": (b'{"answer": "#### 1"}', "empty question"),
-    "answer is a number": (row(answer=18), "no answer text"),
+    "answer is true": (row(answer=True), "no answer text"),
+    "answer is not a number": (b'{"question": "Q?", "answer": NaN}', "no answer text"),
+    "an open box": (row(answer="so \\boxed{18"), "no #### in the answer"),
     "answer is a list": (row(answer=["#### 18"]), "no answer text"),
     "answer is null": (row(answer=None), "no answer text"),
     "no answer": (b'{"question": "Q?"}', "no answer text"),
@@ -459,7 +468,7 @@ def test_long_prompts_are_dropped_whole_and_counted(tiny, capsys):
     with pytest.raises(ValueError, match=rf"{lengths[1] - 1}.*the shortest prompt has {lengths[1]} tokens"):
         drop_long_prompts(problems, tiny, lengths[1] - 1)
     with pytest.raises(ValueError):  # the plain prompt is the longer one, with its instruction
-        drop_long_prompts(problems, tiny, lengths[2], style="plain", tags="think")
+        drop_long_prompts(problems, tiny, lengths[2], PromptFormat("think", "plain"))
 
 
 # ---- The order of the problems ---------------------------------------------------------------------------------------
@@ -539,6 +548,6 @@ def test_prompts_are_measured_with_the_prefilled_tag(tiny):
     problem = Problem("What is 2+3?", "5", "#### 5")
     for prefill in (False, True):
         length = len(ids_of(tiny, build_prompt(tiny, problem.question, prefill=prefill)))
-        assert drop_long_prompts([problem], tiny, length, prefill=prefill) == [problem]
+        assert drop_long_prompts([problem], tiny, length, PromptFormat(prefill=prefill)) == [problem]
         with pytest.raises(ValueError, match=f"the shortest prompt has {length} tokens"):
-            drop_long_prompts([problem], tiny, length - 1, prefill=prefill)
+            drop_long_prompts([problem], tiny, length - 1, PromptFormat(prefill=prefill))

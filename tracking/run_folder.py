@@ -7,7 +7,8 @@
     output_dir/plots/                 redrawn as the run goes on
     output_dir/checkpoints/step-N/    model and tokenizer as `from_pretrained` reads them, plus trainer_state.pt, and
                                       files.json: how long each file is
-    output_dir/checkpoints/latest     and `best`: links to one of them
+    output_dir/checkpoints/latest     and `best`: links to one of them; on a disk without links, text files that hold
+                                      its name
 
 checkpoints.py writes the checkpoints. Every file appears complete or not at all: it is written under a temporary name
 and renamed. Logs are appended line by line. Of several processes, the main one writes.
@@ -15,6 +16,8 @@ Left out on purpose: databases, dashboards, uploads. Everything is a file that o
 """
 
 import contextlib
+import dataclasses
+import datetime
 import importlib.metadata
 import json
 import math
@@ -36,7 +39,7 @@ PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 
 def create_folder(output_dir: str, overwrite: bool = False) -> Path:
     """A writable folder for a new run. Raises ValueError when a run is in it already, or it cannot be written."""
-    folder = Path(output_dir)
+    folder = Path(output_dir).expanduser()
     try:
         files = [folder / name for name in FILES]
         if any(file.exists() for file in files):
@@ -89,6 +92,26 @@ def write_args(folder: Path, config: dict, device: torch.device) -> None:
     new = folder / "args.tmp"  # a resumed run writes it again; killed in between, it must still find the old one
     new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     os.replace(new, folder / "args.json")
+
+
+def fix_prompt_date(config, *folders: Path):
+    """The config (a dataclass) with `prompt_date` set, so that chat templates that write today's date give the same
+    prompts for the whole run: the date of the run in the first of the folders that has one, else today's.
+
+    A run that was begun without a date keeps none.
+    """
+    return (
+        config
+        if config.prompt_date
+        else dataclasses.replace(config, prompt_date=distributed.run_on_main(_prompt_date, folders))
+    )
+
+
+def _prompt_date(folders: tuple[Path, ...]) -> str | None:
+    for folder in folders:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return json.loads((folder / "args.json").read_text(encoding="utf-8"))["config"].get("prompt_date")
+    return datetime.date.today().isoformat()
 
 
 def check_same_config(folder: Path, config: dict, may_differ: tuple[str, ...]) -> None:

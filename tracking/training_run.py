@@ -105,6 +105,8 @@ class TrainingRun:
         self.samples_log = run_folder.JsonLines(folder / "samples.jsonl")
 
     def __enter__(self):
+        """Raises ValueError, one line, if a checkpoint could not be saved."""
+        distributed.run_on_main(checkpoints.try_saving, self.policy, self.tokenizer, self.folder)
         if self.last_step > 0:
             for log in (self.metrics_log, self.samples_log):
                 log.truncate_after(self.last_step)
