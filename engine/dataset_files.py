@@ -32,7 +32,7 @@ def read_rows(path: str, split: str) -> Iterator[tuple[int, object]]:
     if any((path / name).is_file() for name in SAVED):
         yield from _read_by_datasets(path, split, lambda datasets: _saved_split(datasets, path, split))
         return
-    parts = [file.relative_to(path) for file in path.rglob("*") if file.suffix in (*JSON, *BUILDERS)]
+    parts = [file.relative_to(path) for file in path.rglob("*") if file.name.endswith((*JSON, *BUILDERS))]
     if not any(split in str(part) for part in parts):  # `datasets` would look elsewhere
         found = ", ".join(sorted(map(str, parts))[:5]) or "no data"
         raise ValueError(
