@@ -21,7 +21,9 @@ def untrained_student(config: DistillConfig, folder: Path) -> str:
             checkpoints.resolve_model_name(config.teacher_name), "cpu", trust_remote_code=config.trust_remote_code
         )
         unfinished = folder / ".untrained"
-        new_student(StudentConfig.parse(config.student_config), teacher, config.seed).save_pretrained(unfinished)
+        student = new_student(StudentConfig.parse(config.student_config), teacher, config.seed)
+        checkpoints.try_saving(student, tokenizer)
+        student.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         unfinished.replace(target)
     return str(target)
