@@ -5,13 +5,14 @@ import datetime
 import json
 
 import pytest
-from small_runs import small_dataset, tiny_config
+from small_runs import distill_config, small_dataset, tiny_config
 from transformers import AutoTokenizer
 from transformers.utils import chat_template_utils
 
 import evaluator
 import llms
 import rldatasets
+from distillation.examples import completion_ids, gold_rows
 from engine import chat_templates
 from main import train
 from rldatasets import DEFAULT_FORMAT, INSTRUCTION, Problem, PromptFormat, build_prompt
@@ -155,6 +156,20 @@ def test_what_is_left_to_write_has_no_second_tag():
             assert asked.left_to_write(full).strip() == "1</think>"
         assert asked.left_to_write(asked.full_text("\n1</think>")) == "\n1</think>"
     assert PromptFormat("think").left_to_write("<think>1</think>") == "<think>1</think>"
+
+
+def test_a_student_learns_what_is_left_to_write_after_its_own_prompt(with_template):
+    """Also if the teacher's answers begin with another form of the tag, or the data set's solution with none."""
+    opens, asks = with_template(begins(r"<think>\n")), with_template(LOOP + BEGIN)
+    config = distill_config(tags="think")
+    whole = "<think>\n2+3=5</think>\n<answer>5</answer>"
+    gold = gold_rows([{"question": QUESTION, "answer": "5", "solution": "2+3=5\n#### 5"}], config)[0]
+    for row in ({"completion": whole, "ids": None}, {"completion": whole.replace("\n2", "2"), "ids": None}, gold):
+        for tokenizer, text in ((opens, row["completion"][7:].lstrip()), (asks, row["completion"])):
+            ids = completion_ids(row, tokenizer, [2], False, config)
+            assert tokenizer.decode(ids[:-1]) == text
+            full = config.prompt_format(tokenizer).full_text(text)
+            assert evaluator.format_reward(full, "think") == 1 and full.count("<think>") == 1
 
 
 def save_model(folder, template: str) -> str:

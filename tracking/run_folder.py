@@ -18,6 +18,7 @@ Left out on purpose: databases, dashboards, uploads. Everything is a file that o
 import contextlib
 import dataclasses
 import datetime
+import errno
 import importlib.metadata
 import json
 import math
@@ -34,6 +35,7 @@ import torch
 from engine import distributed
 
 FILES = ("args.json", "metrics.jsonl", "samples.jsonl", "greedy.jsonl", "sampled.jsonl", "eval.json", "report.html")
+CANNOT_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 
 
@@ -172,11 +174,19 @@ def _finite(value):
 
 
 def flush_to_disk(*paths: Path) -> None:
-    """Flushes files and folders, so that a power cut after a rename does not leave empty ones."""
+    """Flushes files and folders, so that a power cut after a rename does not leave empty ones. Does what it can on a
+    disk that cannot flush (some network drives, folders on Windows)."""
     for path in paths:
+        if os.name == "nt" and path.is_dir():
+            continue
         descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in CANNOT_FLUSH:
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def remove_folder(folder: Path) -> None:
