@@ -321,7 +321,8 @@ class PromptFormat:
         return dataclasses.replace(self, opens_reasoning=opening)
 
     def prompt(self, tokenizer, question: str) -> str:
-        return build_prompt(tokenizer, question, tags=self.tags, style=self.style, prefill=self.prefill, date=self.date)
+        dated = {} if self.date is None else {"date": self.date}
+        return build_prompt(tokenizer, question, tags=self.tags, style=self.style, prefill=self.prefill, **dated)
 
     @property
     def opening(self) -> str:
