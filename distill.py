@@ -97,8 +97,9 @@ BUILT_ON["all"] = BUILT_ON["generate"]
 
 def run(config: DistillConfig) -> Path:
     """Runs the asked stage after those it needs; returns the folder. What is finished is found, not made again."""
-    folder = Path(config.output_dir or f"runs/distill-{config.preset}")
-    data = Path(config.data_dir or folder)  # where generate and filter are
+    folder = Path(config.output_dir or f"runs/distill-{config.preset}").expanduser()
+    data = Path(config.data_dir or folder).expanduser()  # where generate and filter are
+    config = run_folder.fix_prompt_date(config, data / "generate", *(folder / stage for stage in STAGES))
     check(config, data)
     asked = PIPELINE[-1] if config.stage == "all" else config.stage
     stages = (*SAMPLED, "sweep") if asked == "sweep" else PIPELINE[: PIPELINE.index(asked) + 1]
@@ -148,13 +149,14 @@ def check(config: DistillConfig, data: Path) -> None:
                 "them, give another --output_dir, or replace them with --overwrite_output_dir"
             )
         teacher_name = decided or teacher_name
-    teacher_config = llms.load_config(teacher_name, config.trust_remote_code)
+    teacher_config = llms.load_config(checkpoints.resolve_model_name(teacher_name), config.trust_remote_code)
     students = config.sweep_list() if config.stage == "sweep" else [config.student_config or config.model_name]
     for student in students:
         if "=" in student:
             student_name, student_config = teacher_name, StudentConfig.parse(student).model_config(teacher_config)
         else:
-            student_name, student_config = student, llms.load_config(student, config.trust_remote_code)
+            student_name = checkpoints.resolve_model_name(student)
+            student_config = llms.load_config(student_name, config.trust_remote_code)
         needed = config.max_prompt_length + config.max_completion_length
         positions = min(llms.max_positions(teacher_config), llms.max_positions(student_config))
         if needed > positions:
@@ -164,7 +166,8 @@ def check(config: DistillConfig, data: Path) -> None:
 
 
 def refuse_other_tokens(config: DistillConfig, teacher_name: str, student_name: str) -> None:
-    tokenizers = (llms.load_tokenizer(name, config.trust_remote_code) for name in (teacher_name, student_name))
+    names = map(checkpoints.resolve_model_name, (teacher_name, student_name))
+    tokenizers = (llms.load_tokenizer(name, config.trust_remote_code) for name in names)
     if not same_tokens(*tokenizers):
         raise ValueError(
             f"--loss {config.loss}: compares distributions token by token, but {teacher_name!r} and {student_name!r} "
@@ -228,7 +231,8 @@ def generate_stage(config: DistillConfig, folders: dict[str, Path]) -> None:
     """teacher.jsonl: group_size answers of the teacher to each training problem, graded."""
     log = run_folder.JsonLines(folders["generate"] / "teacher.jsonl")
     problems = rldatasets.load_problems(config.dataset_name, "train", config.train_problems, config.dataset_path)
-    tokenizer = llms.load_tokenizer(config.teacher_name, config.trust_remote_code)
+    teacher_name = checkpoints.resolve_model_name(config.teacher_name)
+    tokenizer = llms.load_tokenizer(teacher_name, config.trust_remote_code)
     problems = rldatasets.drop_long_prompts(problems, tokenizer, config.max_prompt_length, config.prompt_format())
     batches = [problems[i : i + config.problems_per_step] for i in range(0, len(problems), config.problems_per_step)]
     rows = distributed.run_on_main(log.read)
@@ -237,7 +241,7 @@ def generate_stage(config: DistillConfig, folders: dict[str, Path]) -> None:
     done = len(rows) // (config.problems_per_step * config.group_size)
     log.replace(rows[: done * config.problems_per_step * config.group_size])  # a batch is there whole or not at all
 
-    teacher = llms.load(config.teacher_name, dtype=llms.sampling_dtype(), trust_remote_code=config.trust_remote_code)[0]
+    teacher = llms.load(teacher_name, dtype=llms.sampling_dtype(), trust_remote_code=config.trust_remote_code)[0]
     progress = tqdm(
         range(done, len(batches)), "generate", initial=done, total=len(batches), unit="batch",
         disable=not distributed.is_main_process(),
@@ -247,7 +251,7 @@ def generate_stage(config: DistillConfig, folders: dict[str, Path]) -> None:
         if part:
             batch = [batches[number][i] for i in part]
             rollout = sample(teacher, tokenizer, batch, config, config.seed * 1_000_003 + number, part)
-            own = answer_records(batch, rollout, config)
+            own = answer_records(batch, rollout, config, tokenizer)
         log.append(*distributed.all_gather(own))
 
 
@@ -345,7 +349,7 @@ def train_student(
     if (folder / "checkpoints" / "latest").exists():
         name = checkpoints.find_checkpoint(str(folder), "latest")[1]
         state = checkpoints.load_trainer_state(name)
-    policy, tokenizer = llms.load(str(name), trust_remote_code=config.trust_remote_code)
+    policy, tokenizer = llms.load(checkpoints.resolve_model_name(str(name)), trust_remote_code=config.trust_remote_code)
     teacher, keep_ids = load_teacher(config, policy, tokenizer)
     actor = llms.make_actor(policy, llms.sampling_dtype(), always_copy=config.fsdp)
     optimizer = make_trainable(policy, config, token_losses, state["optimizer"])
@@ -380,9 +384,12 @@ def train_student(
 def load_teacher(config: DistillConfig, policy, tokenizer):
     """(the teacher, or None where its written answers are enough; whether the student has its token ids)."""
     teacher, its_tokenizer = llms.load(
-        config.teacher_name, dtype=llms.sampling_dtype(), trust_remote_code=config.trust_remote_code
+        checkpoints.resolve_model_name(config.teacher_name),
+        dtype=llms.sampling_dtype(),
+        trust_remote_code=config.trust_remote_code,
     )
-    same = same_tokens(tokenizer, its_tokenizer)
+    openings = {config.prompt_format(one).opening for one in (tokenizer, its_tokenizer)}
+    same = same_tokens(tokenizer, its_tokenizer) and len(openings) == 1
     if same:  # answers end as the teacher's do, also where the student's checkpoint names another stop token
         stops = {*llms.stop_ids(policy, tokenizer), *llms.stop_ids(teacher, its_tokenizer)}
         policy.generation_config.eos_token_id = sorted(stops)

@@ -25,6 +25,7 @@ if __name__ == "__main__":  # --help and refused flags are answered before torch
 
 import dataclasses
 import functools
+import shlex
 import sys
 import time
 from dataclasses import dataclass
@@ -69,9 +70,10 @@ def train(config: GRPOConfig, setup: Setup | None = None, signals: SignalHandler
     Raises ValueError, one line, for what cannot be run, and training_run.TrainingStopped, after a checkpoint, when a
     signal came or updates stay non-finite.
     """
+    config = with_prompt_date(config)
     setup, started = setup or prepare(config), time.time()
     policy, actor, tokenizer, optimizer = setup.policy, setup.actor, setup.tokenizer, setup.optimizer
-    prompt_format, G = config.prompt_format(), config.group_size
+    prompt_format, G = config.prompt_format(tokenizer), config.group_size
     indices = distributed.shard_indices(config.problems_per_step, config.minibatches)  # of this process's problems
     own_rows = [i * G + n for i in indices for n in range(G)]  # of the step's B = problems x group_size rows
     budget = TokenBudget(config.tokens_per_micro_batch)
@@ -94,8 +96,8 @@ def train(config: GRPOConfig, setup: Setup | None = None, signals: SignalHandler
                     seed=step_seed(config, step), prompt_indices=indices,
                 )  # fmt: skip
 
-            # 2. Score: rules grade every answer.
-            records = step_records.graded_records(rollout, problems, prompts, indices, config)  # B, of all processes
+            # 2. Score: rules grade every answer, of all processes.
+            records = step_records.graded_records(rollout, problems, prompts, indices, config, prompt_format)
             rewards = torch.tensor([record["reward"] for record in records], device=policy.device)  # (B,)
 
             # 3. Compare: an answer's advantage is its reward relative to its own group.
@@ -153,9 +155,11 @@ def evaluate(config: GRPOConfig, setup: Setup) -> tuple[dict[str, float], list[d
     mode = config.rollout_mode()
     hard_mode = dataclasses.replace(mode, k=1)  # metrics without "soft" in their name are measured in it
 
+    answering = config.answering(setup.tokenizer)
+
     def measure(temperature, soft):
         return evaluator.evaluate(
-            setup.actor, setup.tokenizer, setup.test_problems, temperature=temperature, soft=soft, **config.answering()
+            setup.actor, setup.tokenizer, setup.test_problems, temperature=temperature, soft=soft, **answering
         )
 
     sampled, greedy = measure(config.temperature, hard_mode), measure(0.0, hard_mode)
@@ -180,9 +184,14 @@ MAY_DIFFER_ON_RESUME = (
 def prepare(config: GRPOConfig) -> Setup:
     """Loads all that a run needs. Raises ValueError, one line, for whatever can be refused. An older run in output_dir
     is replaced only when nothing is left that could be refused."""
+    config = with_prompt_date(config)
     train_problems = rldatasets.load_problems(config.dataset_name, "train", path=config.dataset_path)
     test_problems = rldatasets.load_problems(config.dataset_name, "test", config.eval_problems, config.dataset_path)
-    mode, model_config = config.rollout_mode(), llms.load_config(config.model_name, config.trust_remote_code)
+    overlap = rldatasets.overlap_note(train_problems, test_problems)
+    if overlap and distributed.is_main_process():
+        print(overlap, file=sys.stderr)
+    model_name = checkpoints.resolve_model_name(config.model_name)
+    mode, model_config = config.rollout_mode(), llms.load_config(model_name, config.trust_remote_code)
     mode.check_vocabulary(model_config.vocab_size)
     if config.problems_per_step % (config.minibatches * distributed.world_size()):
         raise ValueError(
@@ -206,7 +215,7 @@ def prepare(config: GRPOConfig) -> Setup:
     def load(name):
         return llms.load(str(name), trust_remote_code=config.trust_remote_code)
 
-    policy, tokenizer = load(checkpoint or config.model_name)
+    policy, tokenizer = load(checkpoint or model_name)
     mode.check_reserve(tokenizer)
     train_problems, test_problems = (
         rldatasets.drop_long_prompts(problems, tokenizer, config.max_prompt_length, config.prompt_format())
@@ -217,11 +226,12 @@ def prepare(config: GRPOConfig) -> Setup:
     actor = llms.make_actor(policy, torch.bfloat16 if bf16 else torch.float32, always_copy=config.fsdp)
     reference = None
     if config.beta > 0:
-        reference = llms.make_reference(load(config.model_name)[0] if checkpoint else policy, bf16)
+        reference = llms.make_reference(load(model_name)[0] if checkpoint else policy, bf16)
         if "reference" in state:
             reference.load_state_dict(state["reference"])
     optimizer = make_trainable(policy, config, llms.completion_logprobs, state["optimizer"])
     if not checkpoint:
+        distributed.run_on_main(checkpoints.try_saving, policy, tokenizer)
         output_dir = config.output_dir or distributed.run_on_main(run_folder.unused_folder, f"runs/{config.preset}")
         folder = distributed.run_on_main(run_folder.create_folder, output_dir, config.overwrite_output_dir)
     return Setup(
@@ -230,22 +240,41 @@ def prepare(config: GRPOConfig) -> Setup:
     )  # fmt: skip
 
 
+def with_prompt_date(config: GRPOConfig) -> GRPOConfig:
+    """The config with the date that its chat template writes: a resumed run's, else today's."""
+    resumed = [Path(config.output_dir).expanduser()] if config.resume_from_checkpoint and config.output_dir else []
+    return run_folder.fix_prompt_date(config, *resumed)
+
+
 def reference_state(config: GRPOConfig, setup: Setup) -> dict:
     """What a checkpoint holds beside the policy and the optimizer: a reference that has been refreshed."""
     return {"reference": setup.reference.state_dict()} if config.reference_refresh_steps else {}
 
 
 def resume_command(folder: Path) -> str:
-    """The command line of this run, told to go on."""
-    own = [a for a in sys.argv[1:] if a != "--overwrite_output_dir"]
-    launcher = "python" if distributed.world_size() == 1 else f"torchrun --nproc_per_node {distributed.world_size()}"
-    return " ".join([launcher, "main.py", *own, f"--output_dir {folder} --resume_from_checkpoint latest"])
+    """The command line of this run, told to go on; for a shell in the same working folder."""
+    own: list[str] = []
+    replaced = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint")
+    given = sys.argv[1:]
+    while given:
+        flag, *given = given
+        name, has_value, _ = flag.removeprefix("--").replace("-", "_").partition("=")
+        if not flag.startswith("--") or name not in replaced:
+            own.append(flag)
+        elif not has_value and given and not given[0].startswith("--"):
+            del given[0]  # its value
+    script = Path(__file__).resolve()
+    script = script.name if script.parent == Path.cwd() else str(script)
+    processes = distributed.world_size()
+    launcher = ["python"] if processes == 1 else ["torchrun", "--nproc_per_node", str(processes)]
+    going_on = ["--output_dir", str(folder), "--resume_from_checkpoint", "latest"]
+    return shlex.join([*launcher, script, *own, *going_on])
 
 
 def main(config: GRPOConfig) -> int | None:
     distributed.init_distributed()
     if config.doctor:
-        return doctor.run(config)
+        return doctor.run(dataclasses.replace(config, model_name=checkpoints.resolve_model_name(config.model_name)))
     if config.eval_only:
         summaries.evaluate_only(config)
     else:

@@ -2,7 +2,8 @@
 
 Three sources, one shape (question, gold answer, worked solution):
   gsm8k        8.5k grade-school word problems (Cobbe et al. 2021), official splits, from the hub
-  any folder   the same JSON lines on disk: {"question": ..., "answer": "... #### 18"}, through `path`
+  any file     the same rows on disk: {"question": ..., "answer": "... #### 18"}, through `path`; as JSON lines, a JSON
+               array, CSV, Parquet, or a folder of them
   arithmetic   word problems generated here, for the embedded tiny model: no network, no end
 
 Left out on purpose: few-shot examples, question rewriting, curricula. R1-Zero starts from the bare question.
@@ -10,13 +11,14 @@ Left out on purpose: few-shot examples, question rewriting, curricula. R1-Zero s
     python rldatasets.py arithmetic test        # print a few problems and the prompt made of them
 """
 
+import dataclasses
 import functools
-import json
 import random
 import sys
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
+
+from engine import chat_templates, dataset_files
 
 SPLITS = ("train", "validation", "test")
 DATASETS = ("gsm8k", "arithmetic")
@@ -33,19 +35,33 @@ def load_problems(name: str, split: str, limit: int | None = None, path: str | N
     """The first `limit` problems of a split (all of them, or 8,192 of the endless `arithmetic`, when None).
 
     name: one of DATASETS; split: one of SPLITS (GSM8K has no validation split).
-    path: a JSON-lines file, or a folder holding `<split>.jsonl`, read in place of the hub.
-    Rows without a question or a "#### answer" are dropped, counted and named on stderr.
-    Raises ValueError for an unknown name or split, a missing file, or when no row is left.
+    path: a file with rows (engine/dataset_files.py has the formats), or a folder with one for each split, read in
+    place of the hub. The columns may have other names: see QUESTION and ANSWER.
+    Rows without a question or a gold answer are dropped, counted and named on stderr. Gold answers that are no number
+    are counted there too.
+    Raises ValueError, one line, for an unknown name or split, a missing file, or when nothing usable is left.
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     if path is not None:
-        return _parse_rows(_read_json_lines(Path(path), split), limit, where=f"{path} ({split})")
+        return _parse_rows(dataset_files.read_rows(path, split), limit, where=f"{path} ({split})")
     if name == "arithmetic":
         return generate_arithmetic(split, 8192 if limit is None else limit)
     if name == "gsm8k":
         return _parse_rows(enumerate(_download_gsm8k(split), start=1), limit, where=f"gsm8k ({split})")
-    raise ValueError(f"unknown dataset {name!r}: choose from {', '.join(DATASETS)}, or give a path to JSON lines")
+    raise ValueError(f"unknown dataset {name!r}: choose from {', '.join(DATASETS)}, or give a path to a file")
+
+
+def overlap_note(train: list[Problem], test: list[Problem]) -> str | None:
+    """Says how many test questions are in the training data too, or None if none is. White space does not count."""
+    known = {" ".join(problem.question.split()) for problem in train}
+    both = sum(" ".join(problem.question.split()) in known for problem in test)
+    if not both:
+        return None
+    return (
+        f"{both} of {len(test)} test questions are in the training data too, so the evaluation measures in part what "
+        "was learned by heart; better: a folder with train.jsonl and test.jsonl that share no question"
+    )
 
 
 # ---------------------------------------------------------------- GSM8K, and anything in its shape
@@ -65,28 +81,18 @@ def _download_gsm8k(split):
         ) from error
 
 
-def _read_json_lines(path: Path, split: str):
-    """Yields (line number, what JSON it holds, or a ValueError with the reason why it holds none)."""
-    file = path / f"{split}.jsonl" if path.is_dir() else path
-    if not file.is_file():
-        raise ValueError(f"no dataset file {file}: expected JSON lines with question and answer")
-    with open(file, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line.decode("utf-8-sig"))
-            except UnicodeDecodeError:
-                yield number, ValueError("not UTF-8")
-            except (ValueError, RecursionError):
-                yield number, ValueError("not JSON")
+# What the columns may be called. Of several that a row has, the first counts; of answers, the first with a gold in it.
+QUESTION = ("question", "problem", "prompt")
+ANSWER = ("answer", "solution", "response")
 
 
 def _parse_rows(numbered_rows, limit, where) -> list[Problem]:
-    problems, bad = [], []
+    problems, bad, columns = [], [], None
     for number, row in numbered_rows:
         if limit is not None and len(problems) >= limit:
             break
+        if columns is None and isinstance(row, dict):
+            columns = ", ".join(map(str, row)) or "none"
         problem_or_reason = _parse_row(row)
         if isinstance(problem_or_reason, Problem):
             problems.append(problem_or_reason)
@@ -95,8 +101,29 @@ def _parse_rows(numbered_rows, limit, where) -> list[Problem]:
     if bad:
         print(f"{where}: dropped {len(bad)} malformed rows: {'; '.join(bad[:5])}", file=sys.stderr)
     if not problems:
-        raise ValueError(f"no usable problem in {where}" + (f" ({bad[0]})" if bad else ""))
+        why = f" ({bad[0]})" if bad else ""
+        if columns:
+            why += f"; its columns are {columns}; wanted are {' or '.join(QUESTION)}, and {' or '.join(ANSWER)}, which "
+            why += "ends in #### 18 or \\boxed{18}, or is a number"
+        raise ValueError(f"no usable problem in {where}{why}")
+    _check_golds(problems, where)
     return problems
+
+
+def _check_golds(problems: list[Problem], where: str) -> None:
+    """Says how many golds are not one number. Raises ValueError if all are such: no answer would ever be right."""
+    bad = [problem.answer for problem in problems if not _is_number(problem.answer)]
+    if bad:
+        text = f"{where}: {len(bad)} of {len(problems)} gold answers are not one number (as {bad[0][:40]!r})"
+        if len(bad) == len(problems):
+            raise ValueError(f"{text}: no answer would ever be right")
+        print(f"{text}: no answer to them is ever right", file=sys.stderr)
+
+
+def _is_number(text: str) -> bool:
+    from evaluator import parse_number  # here, because the evaluator asks with the prompts of this file
+
+    return parse_number(text) is not None
 
 
 def _parse_row(row) -> Problem | str:
@@ -105,21 +132,48 @@ def _parse_row(row) -> Problem | str:
         return str(row)
     if not isinstance(row, dict):
         return "not a JSON object"
-    question, solution = row.get("question"), row.get("answer")
+    question = next((row[name] for name in QUESTION if name in row), None)
     if not isinstance(question, str) or not question.strip():
         return "empty question"
-    if not isinstance(solution, str):
+    texts = [_as_text(row[name]) for name in ANSWER if name in row]
+    texts = [text for text in texts if text is not None]
+    if not texts:
         return "no answer text"
     try:
-        (question + solution).encode()
+        "".join([question, *texts]).encode()
     except UnicodeEncodeError:
         return "half a surrogate pair"
-    _, mark, gold = solution.rpartition("####")
-    if not mark:
-        return "no #### in the answer"
-    if not gold.strip():
-        return "nothing after ####"
-    return Problem(question.strip(), gold.strip(), solution.strip())
+    found = [(text, gold) for text, gold in zip(texts, map(_gold, texts), strict=True) if gold]
+    if not found:
+        return "nothing after ####" if "####" in texts[0] else "no #### in the answer"
+    text, gold = found[0]
+    if "####" in text:
+        return Problem(question.strip(), gold, text.strip())
+    steps = text if "\\boxed" in text else next((other for other in texts if other is not text), "")
+    return Problem(question.strip(), gold, f"{steps.strip()}\n#### {gold}".strip())
+
+
+def _as_text(value) -> str | None:
+    """The text of an answer's column: tables have numbers there."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and value == value:
+        return str(value)
+    return value if isinstance(value, str) else None
+
+
+def _gold(text: str) -> str | None:
+    """The gold answer: behind the last ####, else in the last \\boxed{...}, else the whole text if it is a number."""
+    _, mark, gold = text.rpartition("####")
+    if mark:
+        return gold.strip() or None
+    _, mark, rest = text.rpartition("\\boxed{")
+    if mark:
+        depth = 1
+        for end, character in enumerate(rest):
+            depth += (character == "{") - (character == "}")
+            if depth == 0:
+                return rest[:end].strip() or None
+        return None
+    return text.strip() if _is_number(text) else None
 
 
 # ---------------------------------------------------------------- the generated task
@@ -214,42 +268,76 @@ PROMPT_STYLES = ("auto", "chat", "plain")
 
 
 def build_prompt(
-    tokenizer, question: str, *, tags: str = "reasoning", style: str = "auto", prefill: bool = False
+    tokenizer,
+    question: str,
+    *,
+    tags: str = "reasoning",
+    style: str = "auto",
+    prefill: bool = False,
+    date: str | None = None,
 ) -> str:
     """The text the model continues. tags: "reasoning" | "think" names the reasoning block. prefill: the prompt ends in
-    `prefilled(tags)`, so that the answer begins inside the reasoning.
+    `prefilled(tags)`, so that the answer begins inside the reasoning; some chat templates do that by themselves.
 
-    style: "chat" uses the tokenizer's own template (instruction as system message), "plain" the R1-Zero template,
-    "auto" takes chat where the tokenizer has a template.
+    style: "chat" uses the tokenizer's own template (with the instruction as system message, if the template has such),
+    "plain" the R1-Zero template, "auto" takes chat where the tokenizer has a template. date: YYYY-MM-DD, for templates
+    that write today's; default: the day on which this process asked first.
+    Raises ValueError, one line, if there is no template or it cannot be used.
     """
+    instruction = INSTRUCTION.format(think=tags)
+    if _uses_template(tokenizer, style):
+        begun = "" if _template(tokenizer, tags, date).opening else prefilled(tags) * prefill
+        return chat_templates.chat_prompt(tokenizer, instruction, question, tags=tags, date=date) + begun
+    prompt = PLAIN_TEMPLATE.format(instruction=instruction, question=question)
+    return (tokenizer.bos_token or "") + prompt + prefilled(tags) * prefill
+
+
+def _uses_template(tokenizer, style: str) -> bool:
     if style not in PROMPT_STYLES:
         raise ValueError(f"unknown prompt style {style!r}: choose from {', '.join(PROMPT_STYLES)}")
-    if style == "auto":
-        style = "chat" if tokenizer.chat_template else "plain"
-    instruction = INSTRUCTION.format(think=tags)
-    begun = prefilled(tags) if prefill else ""
-    if style == "plain":
-        return (tokenizer.bos_token or "") + PLAIN_TEMPLATE.format(instruction=instruction, question=question) + begun
-    if not tokenizer.chat_template:
+    if style == "chat" and not tokenizer.chat_template:
         raise ValueError("this tokenizer has no chat template: choose prompt style plain")
-    messages = [{"role": "system", "content": instruction}, {"role": "user", "content": question}]
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + begun
+    return style != "plain" and bool(tokenizer.chat_template)
+
+
+def _template(tokenizer, tags: str, date: str | None) -> chat_templates.Template:
+    return chat_templates.template_of(tokenizer, INSTRUCTION.format(think=tags), tags, date)
 
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How problems are asked: the options of build_prompt, together."""
+    """How problems are asked: the options of build_prompt, together. `resolve` adds what depends on the tokenizer."""
 
     tags: str = "reasoning"
     style: str = "auto"
     prefill: bool = False
+    date: str | None = None
+    opens_reasoning: str = ""  # how the tokenizer's chat template begins the answer, if with the reasoning tag
+
+    def resolve(self, tokenizer) -> "PromptFormat":
+        """The format for the prompts of this tokenizer. Raises ValueError as build_prompt does."""
+        uses_template = _uses_template(tokenizer, self.style)
+        opening = _template(tokenizer, self.tags, self.date).opening if uses_template else ""
+        return dataclasses.replace(self, opens_reasoning=opening)
 
     def prompt(self, tokenizer, question: str) -> str:
-        return build_prompt(tokenizer, question, tags=self.tags, style=self.style, prefill=self.prefill)
+        dated = {} if self.date is None else {"date": self.date}
+        return build_prompt(tokenizer, question, tags=self.tags, style=self.style, prefill=self.prefill, **dated)
+
+    @property
+    def opening(self) -> str:
+        """What of the answer the prompt holds: the opening tag of the reasoning, or nothing."""
+        return self.opens_reasoning or prefilled(self.tags) * self.prefill
 
     def full_text(self, completion: str) -> str:
-        """The completion with the opening tag that `prefill` has written for the model: what is graded."""
-        return (prefilled(self.tags) if self.prefill else "") + completion
+        """The completion with the opening tag that the prompt has written for the model: what is graded."""
+        return self.opening + completion
+
+    def left_to_write(self, full_text: str) -> str:
+        """What of a whole answer is left to the model: without the opening tag, if the prompt has it."""
+        if not self.opening or full_text.startswith(self.opening):
+            return full_text.removeprefix(self.opening)
+        return full_text.lstrip().removeprefix(f"<{self.tags}>").lstrip("\n")
 
 
 DEFAULT_FORMAT = PromptFormat()
@@ -291,14 +379,15 @@ def _epoch_order(num_problems: int, seed: int, epoch: int) -> list[int]:
     return random.Random(f"{seed}-{epoch}").sample(range(num_problems), num_problems)
 
 
-if __name__ == "__main__":
-    if len(sys.argv) not in (3, 4):
-        sys.exit("usage: python rldatasets.py DATASET SPLIT [PATH]")
-    try:
-        examples = load_problems(sys.argv[1], sys.argv[2], limit=3, path=sys.argv[3] if len(sys.argv) == 4 else None)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    for example in examples:
+def show_problems(name: str, split: str, path: str | None = None) -> None:
+    for example in load_problems(name, split, limit=3, path=path):
         print(PLAIN_TEMPLATE.format(instruction=INSTRUCTION.format(think="reasoning"), question=example.question))
         print(f"{example.solution}\n")
+
+
+if __name__ == "__main__":
+    from tracking import command_line
+
+    if len(sys.argv) not in (3, 4):
+        sys.exit("usage: python rldatasets.py DATASET SPLIT [PATH]")
+    command_line.run_script(show_problems, *sys.argv[1:])

@@ -37,6 +37,7 @@ import llms
 from analysis.comparison import compare_models, compare_traces
 from analysis.files import load_trace, save_trace, writable_folder, write_views
 from analysis.recording import record
+from tracking import checkpoints
 
 
 def run(config: AnalysisConfig) -> Path:
@@ -53,7 +54,8 @@ def run(config: AnalysisConfig) -> Path:
     else:
         if trace is None:
             problem = config.problem()
-            record(*llms.load(config.model_name, trust_remote_code=config.trust_remote_code), problem, config, output)
+            name = checkpoints.resolve_model_name(config.model_name)
+            record(*llms.load(name, trust_remote_code=config.trust_remote_code), problem, config, output)
         elif not output.samefile(config.from_trace):
             save_trace(trace, output)
         write_views(load_trace(output), output, **config.views())

@@ -20,6 +20,7 @@ from analysis.recording import logprob_chunks, record
 from analysis.tokens import fingerprint, token_bytes, token_text
 from analysis.trace import Trace
 from rollout import Rollout
+from tracking import checkpoints
 
 NUM_SHIFTED = 20  # most shifted tokens, and steps, that are listed
 
@@ -30,7 +31,7 @@ def compare_models(names: list[str], problem: rldatasets.Problem, config, output
     config: token_analysis.AnalysisConfig. Raises ValueError if the tokenizers or their chat templates differ.
     """
     (model_a, tokenizer_a), (model_b, tokenizer_b) = (
-        llms.load(name, trust_remote_code=config.trust_remote_code) for name in names
+        llms.load(checkpoints.resolve_model_name(name), trust_remote_code=config.trust_remote_code) for name in names
     )
     if fingerprint(tokenizer_a) != fingerprint(tokenizer_b):
         raise ValueError(f"--compare: {names[0]!r} and {names[1]!r} have different tokenizers, so no tokens in common")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import evaluator
 import rldatasets
-from tracking.run_config import ArgumentParser, GRPOConfig, Soft, parse_flags, setting
+from tracking.run_config import ArgumentParser, GRPOConfig, Soft, check_date, parse_flags, setting
 
 
 @dataclass
@@ -14,12 +14,13 @@ class TraceSubject:
     model_name: str = setting("tiny", "hub name, local folder (a checkpoint too), or an embedded model")
     prompt: str | None = setting(None, "a question; default: a test problem of the dataset")
     dataset_name: str = setting("arithmetic", " or ".join(rldatasets.DATASETS))
-    dataset_path: str | None = setting(None, "JSON lines in GSM8K's shape, in place of the dataset")
+    dataset_path: str | None = setting(None, "a file or folder with problems, in place of the dataset, as for main.py")
     dataset_index: int = setting(0, "which test problem, from 0")
     trust_remote_code: bool = setting(False, "run code that comes with the model")
     tags: str = setting("reasoning", "name of the reasoning block", tuple(evaluator.TAGS))
     prompt_style: str = setting("auto", "chat: the tokenizer's template; plain: R1-Zero's", rldatasets.PROMPT_STYLES)
     prefill: bool = setting(False, "write the opening tag of the reasoning for the model")
+    prompt_date: str | None = setting(None, "YYYY-MM-DD, for chat templates that write today's date; default: today's")
     from_trace: str | None = setting(None, "a folder with a trace: draw it again, without a model")
     compare: list[str] | None = setting(None, "two models, or two folders with traces")
 
@@ -62,6 +63,7 @@ class AnalysisConfig(*reversed(SECTIONS)):
             value = getattr(self, name)
             if value is not None and not minimum <= value < math.inf:
                 raise ValueError(f"--{name} {value}: must be {minimum} or more")
+        check_date(self.prompt_date)
         if self.prompt is not None and not self.prompt.strip():
             raise ValueError("--prompt: the question is empty")
         if self.compare and len(self.compare) != 2:

@@ -51,7 +51,8 @@ def record(model, tokenizer, problem: rldatasets.Problem, config, folder: Path) 
         full_file=full_file if config.save_full else None,
     )
     arrays["path_share"] = measures.path_share(rollout.trace_ids, rollout.completion_mask).cpu().numpy()
-    answers = [config.answer_of(text) for text in rollout.texts]
+    begun = template_opening(config, tokenizer)
+    answers = [config.answer_of(begun + text) for text in rollout.texts]
     resamples = zip(answers[1:], rollout.lengths.tolist()[1:], rollout.texts[1:], strict=True)
     meta = {
         "model": config.model_name,
@@ -77,6 +78,11 @@ def record(model, tokenizer, problem: rldatasets.Problem, config, folder: Path) 
         meta["forced_forks"] = force_forks(model, tokenizer, trace, rollout, config)
         save_trace(trace, folder)
     return trace, rollout
+
+
+def template_opening(config, tokenizer) -> str:
+    """What the chat template writes of the answer; --prefill adds the same by itself."""
+    return "" if config.prefill else config.prompt_format(tokenizer).opens_reasoning
 
 
 # ---------------------------------------------------------------- measuring
@@ -189,7 +195,8 @@ def force_forks(model, tokenizer, trace: Trace, rollout: Rollout, config) -> lis
         paths = generate(model, id_prompts, list(id_prompts.ids), group_size=config.num_resamples, **options)
         ends = [row_ids[mask].tolist() for row_ids, mask in zip(paths.trace_ids, paths.completion_mask, strict=True)]
         completions = [start + end for start, end in zip(starts, ends, strict=True)]
-        answers = [config.answer_of(text) for text in tokenizer.batch_decode(completions, skip_special_tokens=True)]
+        texts = tokenizer.batch_decode(completions, skip_special_tokens=True)
+        answers = [config.answer_of(template_opening(config, tokenizer) + text) for text in texts]
         changed = np.array([answer != trace.meta["answer"] for answer in answers]).reshape(2, -1).mean(axis=1)
         results.append(
             {

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+SPACE = "\u2581"  # how SentencePiece writes a space; byte-level BPE never has this character in a token
 BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}  # byte-level BPE's alphabet, from GPT-2
 
 
@@ -22,9 +23,20 @@ def token_bytes(tokenizer, ids: Iterable[int]) -> dict[int, bytes | None]:
             result[token] = bytes(BYTE_OF[character] for character in piece)
         elif token not in added and len(piece) == 6 and piece.startswith("<0x"):  # SentencePiece: a single byte
             result[token] = bytes([int(piece[3:5], 16)])
-        else:  # SentencePiece writes a space as U+2581
-            result[token] = (piece if token in added else piece.replace("\u2581", " ")).encode()
+        else:
+            result[token] = (piece if token in added else piece.replace(SPACE, " ")).encode()
     return result
+
+
+def token_texts(tokenizer, ids: Iterable[int]) -> list[str]:
+    """Each token as text, with the space that SentencePiece writes in front of a word, and that decoding a token by
+    itself takes away."""
+    added, texts = tokenizer.added_tokens_decoder, []
+    for token in ids:
+        piece = tokenizer.convert_ids_to_tokens(token)
+        is_word = piece is not None and token not in added and piece.startswith(SPACE)
+        texts.append(piece.replace(SPACE, " ") if is_word else tokenizer.decode([token]))
+    return texts
 
 
 def token_text(token: int, spelling: bytes | None) -> str:

@@ -26,9 +26,11 @@ def sample(model, tokenizer, problems, config, seed: int, indices: list[int] | N
     )
 
 
-def answer_records(problems, rollout: Rollout, config) -> list[dict]:
-    """The rows of teacher.jsonl. The ids are kept, because a text that is decoded and encoded again can have others."""
-    records = evaluator.grade(rollout, problems, {"accuracy": 1, "format": 1}, config.prompt_format())
+def answer_records(problems, rollout: Rollout, config, tokenizer=None) -> list[dict]:
+    """The rows of teacher.jsonl. The ids are kept, because a text that is decoded and encoded again can have others.
+    tokenizer: the teacher's, whose chat template may begin the answer."""
+    prompt_format = config.prompt_format(tokenizer)
+    records = evaluator.grade(rollout, problems, {"accuracy": 1, "format": 1}, prompt_format)
     return [
         {
             **dataclasses.asdict(problems[row // config.group_size]),
@@ -76,7 +78,7 @@ def completion_ids(row: dict, tokenizer, stops: list[int], keep_ids: bool, confi
     """
     ids = row["ids"] if keep_ids else None
     if ids is None:
-        text = row["completion"].removeprefix(config.prompt_format().full_text(""))
+        text = config.prompt_format(tokenizer).left_to_write(row["completion"])
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if ids and ids[-1] in stops:
         return ids

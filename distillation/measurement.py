@@ -15,7 +15,7 @@ import evaluator
 import llms
 import rldatasets
 from distillation.config import DistillConfig
-from tracking import plotter, run_folder
+from tracking import checkpoints, plotter, run_folder
 
 
 def measure_all(models: dict[str, str], config: DistillConfig, folder: Path) -> dict[str, dict]:
@@ -44,12 +44,13 @@ def measure(model_name: str, config: DistillConfig) -> dict[str, float]:
     tokens_per_second  of sampling and grading, problems_per_step x group_size rows at a time, on torch's threads
     peak_memory        MiB: weights, and by how much the process grew while it answered; on a GPU, torch's peak there
     """
-    model, tokenizer = llms.load(model_name, dtype=llms.sampling_dtype(), trust_remote_code=config.trust_remote_code)
+    name = checkpoints.resolve_model_name(model_name)
+    model, tokenizer = llms.load(name, dtype=llms.sampling_dtype(), trust_remote_code=config.trust_remote_code)
     problems = rldatasets.load_problems(config.dataset_name, "test", config.eval_problems, config.dataset_path)
     problems = rldatasets.drop_long_prompts(problems, tokenizer, config.max_prompt_length, config.prompt_format())
 
     def evaluate(problems, temperature):
-        return evaluator.evaluate(model, tokenizer, problems, temperature=temperature, **config.answering())
+        return evaluator.evaluate(model, tokenizer, problems, temperature=temperature, **config.answering(tokenizer))
 
     evaluate(problems[:8], config.temperature)  # what is done once, such as paging in the code, is not the model's cost
     before = peak_of_process()

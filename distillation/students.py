@@ -8,6 +8,7 @@ import torch
 
 import llms
 from distillation.config import DistillConfig, StudentConfig
+from tracking import checkpoints
 
 
 def untrained_student(config: DistillConfig, folder: Path) -> str:
@@ -16,9 +17,13 @@ def untrained_student(config: DistillConfig, folder: Path) -> str:
         return config.model_name
     target = folder / "untrained"
     if not target.exists():
-        teacher, tokenizer = llms.load(config.teacher_name, "cpu", trust_remote_code=config.trust_remote_code)
+        teacher, tokenizer = llms.load(
+            checkpoints.resolve_model_name(config.teacher_name), "cpu", trust_remote_code=config.trust_remote_code
+        )
         unfinished = folder / ".untrained"
-        new_student(StudentConfig.parse(config.student_config), teacher, config.seed).save_pretrained(unfinished)
+        student = new_student(StudentConfig.parse(config.student_config), teacher, config.seed)
+        checkpoints.try_saving(student, tokenizer)
+        student.save_pretrained(unfinished)
         tokenizer.save_pretrained(unfinished)
         unfinished.replace(target)
     return str(target)

@@ -2,6 +2,8 @@
 before intact."""
 
 import contextlib
+import copy
+import errno
 import os
 import random
 import shutil
@@ -436,3 +438,129 @@ def test_a_run_without_a_checkpoint(run, tmp_path):
 def test_resuming_needs_the_runs_folder():
     with pytest.raises(ValueError, match="--resume_from_checkpoint needs --output_dir"):
         find_checkpoint(None, "latest")
+
+
+# ---- A disk without links, and a run whose links became folders ------------------------------------------------------
+
+
+@pytest.fixture
+def no_links(monkeypatch):
+    def refused(target, link, *_, **__):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), str(target), None, str(link))
+
+    monkeypatch.setattr(os, "symlink", refused)
+
+
+def step_found(run: Path, which: str) -> int:
+    return torch.load(find_checkpoint(str(run), which)[1] / "trainer_state.pt")["step"]
+
+
+def test_without_links_text_files_stand_in_for_them(run, models, tokenizer, no_links):
+    for step, is_best in [(1, True), (2, False), (3, False), (3, False)]:
+        save_checkpoint(run, step, models[step], tokenizer, {"step": step}, keep=1, is_best=is_best)
+    assert names_in(run) == {"step-1", "step-3", "latest", "best"}
+    for name, step in (("latest", 3), ("best", 1)):
+        file = run / "checkpoints" / name
+        assert file.is_file() and file.read_text() == f"step-{step}\n"
+        assert (
+            find_checkpoint(str(run), name)[1] == find_checkpoint(str(run), str(file))[1] == checkpoints.resolve(file)
+        )
+        assert_opens(Path(checkpoints.resolve_model_name(str(file))), models[step], step)
+    checkpoints.mark_best(run, 3)
+    assert step_found(run, "best") == 3
+    with pytest.raises(ValueError, match="there: best, latest, step-1, step-3$"):
+        find_checkpoint(str(run), "step-2")
+    (run / "checkpoints" / "step-3" / "model.safetensors").unlink()
+    with pytest.raises(
+        ValueError, match="'latest' is damaged: .*step-3/model.safetensors is missing; .*there: step-1$"
+    ):
+        find_checkpoint(str(run), "latest")
+
+
+def test_a_run_may_move_between_disks_with_and_without_links(run, monkeypatch, no_links):
+    save_steps(run, [1], best=[1])
+    monkeypatch.undo()
+    save_steps(run, [2, 3], keep=1)
+    assert link(run, "latest") == "step-3" and step_found(run, "best") == 1
+    assert names_in(run) == {"step-1", "step-3", "latest", "best"}
+
+
+def test_killed_at_any_moment_without_links(run, models, tokenizer, monkeypatch, no_links):
+    seen = []
+    for killed in runs_killed_while_saving(2, run, models, tokenizer, monkeypatch):
+        steps = found(killed, models, "latest", "best")
+        assert set(steps) == {"latest", "best"}
+        seen.append((steps["latest"], steps["best"]))
+    assert set(seen) == {(1, 1), (1, 2), (2, 2)} and seen == sorted(seen)
+    for killed in runs_killed_while_saving(1, Path(f"{run}-again"), models, tokenizer, monkeypatch):
+        assert found(killed, models, "latest", "best") == {"latest": 1, "best": 1}
+
+
+def test_a_run_whose_links_became_folders_goes_on(run):
+    save_steps(run, [1, 2], best=[1])
+    copy = run.parent / "copy"
+    shutil.copytree(run, copy)  # follows links
+    before = everything_in(copy / "checkpoints" / "best")
+    assert [step_found(copy, name) for name in ("latest", "best")] == [2, 1]
+    save_steps(copy, [3, 4], keep=1)
+    assert link(copy, "latest") == "step-4"
+    assert names_in(copy) == {"step-4", "latest", "best"}
+    assert step_found(copy, "best") == 1 and everything_in(copy / "checkpoints" / "best") == before  # the only one left
+    save_steps(copy, [5], best=[5], keep=1)
+    assert link(copy, "best") == "step-5" and names_in(copy) == {"step-5", "latest", "best"}
+
+
+def test_a_models_name_is_resolved_only_where_a_text_stands_in(run, tmp_path, monkeypatch):
+    save_steps(run, [1])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("tiny", "Qwen/Qwen3-0.6B", str(run / "checkpoints" / "latest"), "latest", "", "no\0name"):
+        assert checkpoints.resolve_model_name(name) == name
+    assert checkpoints.resolve_model_name("~/run/checkpoints/latest") == str(run / "checkpoints" / "latest")
+    for text in ("", "nothing", "../step-1", "/step-1", "step-1\nstep-2"):  # not what is written here
+        (tmp_path / "latest").write_text(text)
+        assert checkpoints.resolve(tmp_path / "latest") in (tmp_path / "latest", tmp_path / text)
+
+
+# ---- Saving is tried first -------------------------------------------------------------------------------------------
+
+
+def test_what_saving_needs_is_tried_and_nothing_is_left(run, models, tokenizer):
+    before = sorted(run.rglob("*"))
+    checkpoints.try_saving(models[0], tokenizer, run)
+    checkpoints.try_saving(models[0], tokenizer)
+    assert sorted(run.rglob("*")) == before
+
+
+def test_a_generation_config_that_forgot_do_sample_is_repaired_with_a_line(run, tokenizer, capsys):
+    model = make_model(0)
+    model.generation_config.temperature = 0.6
+    with pytest.raises(ValueError):
+        model.generation_config.save_pretrained(run)
+    checkpoints.try_saving(model, tokenizer, run)
+    assert capsys.readouterr().err.count("\n") == 1
+    save_checkpoint(run, 1, model, tokenizer, {"step": 1}, keep=1, is_best=False)
+    assert_opens(run / "checkpoints" / "latest", model, 1)
+    capsys.readouterr()
+    checkpoints.try_saving(model, tokenizer, run)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("what", ["configuration", "generation_config.json", "tokenizer"])
+def test_what_cannot_be_saved_is_refused_in_one_line(run, tokenizer, monkeypatch, what):
+    model, other = make_model(0), copy.copy(tokenizer)
+    owner = {"configuration": model.config, "generation_config.json": model.generation_config, "tokenizer": other}[what]
+    if what == "generation_config.json":
+        model.generation_config.do_sample, model.generation_config.top_k = True, -5
+        model.generation_config.num_beams = "many"
+    monkeypatch.setattr(owner, "save_pretrained", raising(ValueError("The values\nare wrong")), raising=False)
+    with pytest.raises(ValueError, match=f"checkpoints cannot be saved: its {what} is refused .The values are wrong"):
+        checkpoints.try_saving(model, other, run)
+    assert names_in(run) == set() and not list(run.glob(".*"))
+
+
+def test_a_disk_that_refuses_is_named(run, models, tokenizer, monkeypatch, tmp_path):
+    monkeypatch.setattr(models[0].config, "save_pretrained", raising(OSError(28, "No space left on device")), False)
+    with pytest.raises(ValueError, match="cannot write checkpoints to .*run': No space left on device"):
+        checkpoints.try_saving(models[0], tokenizer, run)
+    with pytest.raises(ValueError, match="cannot write checkpoints to .*nowhere"):
+        checkpoints.try_saving(models[1], tokenizer, tmp_path / "nowhere")

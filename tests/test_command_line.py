@@ -104,6 +104,65 @@ def test_an_exception_may_have_its_own_exit_code_and_others_keep_their_traceback
         command_line.run_script(main, IndexError("ours"))
 
 
+class FromALibrary(Exception):
+    pass
+
+
+@pytest.mark.parametrize("library", command_line.LIBRARIES)
+def test_exceptions_of_the_libraries_are_one_line(monkeypatch, capsys, library):
+    monkeypatch.setattr(FromALibrary, "__module__", f"{library}.errors")
+
+    class Special(FromALibrary):
+        pass
+
+    def main():
+        raise Special("no entry\n\n  for this\n")
+
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(SystemExit) as exited:
+        command_line.run_script(main)
+    assert exited.value.code == 2 and capsys.readouterr().err == "script.py: Special: no entry for this\n"
+
+
+def test_what_the_operating_system_refuses_is_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(SystemExit) as exited:
+        command_line.run_script(tmp_path.write_text, "x")
+    assert exited.value.code == 2
+    assert capsys.readouterr().err == f"script.py: IsADirectoryError: [Errno 21] Is a directory: '{tmp_path}'\n"
+    for error in (OSError("of no system"), KeyError("ours"), RuntimeError("ours"), AssertionError()):
+        with pytest.raises(type(error)):
+            command_line.run_script(raising, error)
+
+
+def raising(error):
+    raise error
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_an_output_without_some_characters_gets_others(tmp_path, encoding):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from tracking import command_line\ndef main():\n    print('Z\\xf6e: \\u591a\\u5c11?')\n    "
+        "raise ValueError('\\u591a')\ncommand_line.run_script(main)\n"
+    )
+    environment = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, script], capture_output=True, env=environment)
+    assert done.returncode == 2 and b"Traceback" not in done.stderr and done.stderr.startswith(b"script.py: ")
+    expected = {"ascii": b"Z?e: ???", "cp1252": b"Z\xf6e: ???", "utf-8": "Zöe: 多少?".encode()}
+    assert done.stdout.strip() == expected[encoding]
+
+
+def test_paths_may_begin_in_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/mia")
+    config = run_config.parse_config(["--preset", "tiny", "--output_dir=~/runs/x", "--dataset_path", "~/data"])
+    assert (config.output_dir, config.dataset_path) == ("/home/mia/runs/x", "/home/mia/data")
+    config = analysis_config.parse_config(["--compare", "tiny", "~/model", "--prompt", "~ 3 + 4?"])
+    assert config.compare == ["tiny", "/home/mia/model"] and config.prompt == "~ 3 + 4?"
+    config = distill_config.parse_config(["--preset", "tiny", "--teacher_name", "~/teacher", "--data_dir", "~/d"])
+    assert (config.teacher_name, config.data_dir) == ("/home/mia/teacher", "/home/mia/d")
+
+
 def test_the_driver_is_asked_without_torch(monkeypatch):
     def no_driver(name):
         raise OSError(name)

@@ -215,7 +215,7 @@ def test_odd_but_good_rows(tmp_path, capsys):
 
 
 BAD_ROWS = {
-    "no ####": (row(answer="18"), "no #### in the answer"),
+    "no ####": (row(answer="eighteen"), "no #### in the answer"),
     "nothing after ####": (row(answer="18 #### \n"), "nothing after ####"),
     "empty answer": (row(answer=""), "no #### in the answer"),
     "empty question": (row(""), "empty question"),
@@ -223,7 +223,9 @@ BAD_ROWS = {
     "question is a number": (row(7), "empty question"),
     "question is null": (row(None), "empty question"),
     "no question": (b'{"answer": "#### 1"}', "empty question"),
-    "answer is a number": (row(answer=18), "no answer text"),
+    "answer is true": (row(answer=True), "no answer text"),
+    "answer is not a number": (b'{"question": "Q?", "answer": NaN}', "no answer text"),
+    "an open box": (row(answer="so \\boxed{18"), "no #### in the answer"),
     "answer is a list": (row(answer=["#### 18"]), "no answer text"),
     "answer is null": (row(answer=None), "no answer text"),
     "no answer": (b'{"question": "Q?"}', "no answer text"),

@@ -1,5 +1,6 @@
 """run_folder.py: a run's folder is refused, made or cleared; logs survive torn lines; settings are compared."""
 
+import datetime
 import importlib.metadata
 import json
 import os
@@ -7,13 +8,14 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tracking import run_folder
+from tracking import checkpoints, run_folder
 from tracking.run_folder import JsonLines, create_folder, stopwatch, unused_folder, write_args
 
 CPU = torch.device("cpu")
@@ -387,3 +389,51 @@ def test_an_evaluations_files_are_a_runs_files(tmp_path):
             create_folder(str(tmp_path))
         create_folder(str(tmp_path), overwrite=True)
         assert not (tmp_path / name).exists()
+
+
+def test_a_disk_that_cannot_flush_is_written_all_the_same(tmp_path, monkeypatch):
+    log = JsonLines(tmp_path / "metrics.jsonl")
+
+    def fsync(number):
+        def call(descriptor):
+            raise OSError(number, os.strerror(number))
+
+        return call
+
+    for number in run_folder.CANNOT_FLUSH:
+        monkeypatch.setattr(os, "fsync", fsync(number))
+        log.replace([{"step": number}])
+        run_folder.flush_to_disk(tmp_path, log.file)
+        assert log.read() == [{"step": number}]
+    monkeypatch.setattr(os, "fsync", fsync(5))  # an error of the disk
+    with pytest.raises(OSError, match="Input/output error"):
+        run_folder.flush_to_disk(log.file)
+
+
+# ---- The date of the prompts -----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Dated:
+    prompt_date: str | None = None
+
+
+def test_the_date_of_a_runs_prompts_is_decided_once(tmp_path):
+    today = datetime.date.today().isoformat()
+    assert run_folder.fix_prompt_date(Dated("2026-03-01"), tmp_path).prompt_date == "2026-03-01"
+    assert run_folder.fix_prompt_date(Dated()).prompt_date == today
+    assert run_folder.fix_prompt_date(Dated(), tmp_path, tmp_path / "nowhere").prompt_date == today
+    for name, config in (("old", {}), ("new", {"prompt_date": "2026-03-02"})):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "args.json").write_text(json.dumps({"config": config}))
+    assert run_folder.fix_prompt_date(Dated(), tmp_path, tmp_path / "new").prompt_date == "2026-03-02"
+    assert run_folder.fix_prompt_date(Dated(), tmp_path / "old").prompt_date is None  # begun without one
+    (tmp_path / "new" / "args.json").write_text("{")
+    assert run_folder.fix_prompt_date(Dated(), tmp_path / "new").prompt_date == today
+
+
+def test_a_folder_may_begin_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert create_folder("~/runs/x") == tmp_path / "runs" / "x"
+    with pytest.raises(ValueError, match="no checkpoint 'latest'"):
+        checkpoints.find_checkpoint("~/runs/x", "latest")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from random_models import ROOT, random_model
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import llms
 import token_analysis as ta
@@ -331,6 +332,40 @@ def test_empty_completion(capsys, tmp_path):
     arguments = ["--model_name", name, "--max_new_tokens", "9", "--output_dir", str(tmp_path / "out")]
     fails_with(capsys, arguments, "empty completion")
     assert not (tmp_path / "out" / "meta.json").exists()
+
+
+# ---------------------------------------------------------------- tokens of SentencePiece
+
+
+@pytest.fixture(scope="module")
+def sentencepiece():
+    """A tokenizer that writes words as SentencePiece does: a mark for the space, taken away in front when decoded."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special)
+    tokenizer.train_from_iterator(["he has two apples left. So 18 </answer>"] * 50, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def test_tokens_of_sentencepiece_are_shown_with_their_spaces(sentencepiece):
+    text = "he has two apples left."
+    ids = sentencepiece(text, add_special_tokens=False)["input_ids"]
+    assert len(ids) > 3 and "".join(sentencepiece.decode([token]) for token in ids) != text, "the premise"
+    assert "".join(tokens.token_texts(sentencepiece, ids)) == f" {text}"  # the mark of its first word too
+    spelling = tokens.token_bytes(sentencepiece, ids)
+    assert b"".join(spelling[token] for token in ids).decode() == f" {text}"
+    assert tokens.token_texts(sentencepiece, [sentencepiece.eos_token_id]) == ["</s>"]
+    assert tokens.token_texts(sentencepiece, [10**6]) == [sentencepiece.decode([10**6])]
+
+
+def test_tokens_of_byte_level_vocabularies_are_shown_as_they_decode(tokenizer):
+    ids = list(range(len(tokenizer)))
+    assert tokens.token_texts(tokenizer, ids) == [tokenizer.decode([token]) for token in ids]
 
 
 # ---------------------------------------------------------------- the tokenizer of a real model

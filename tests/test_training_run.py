@@ -49,6 +49,21 @@ def new_run(tmp_path, tokenizer):
     return make
 
 
+def test_a_model_that_cannot_be_saved_is_refused_before_the_first_step(new_run, tmp_path, monkeypatch):
+    """As a refusal, a ValueError: the body is not entered and the logs of an earlier run are as they were."""
+    run = new_run(last_step=1)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\n')
+
+    def refuse(folder):
+        raise ValueError("not like this")
+
+    monkeypatch.setattr(run.tokenizer, "save_pretrained", refuse)
+    with pytest.raises(ValueError, match="checkpoints cannot be saved: its tokenizer is refused .not like this."):
+        with run:
+            raise AssertionError("a step was begun")
+    assert len(rows(tmp_path, "metrics")) == 2 and not (tmp_path / "args.json").exists()
+
+
 def rows(folder, name):
     file = folder / f"{name}.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []

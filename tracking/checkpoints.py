@@ -3,18 +3,78 @@
 A checkpoint is written under a temporary name and renamed when it is complete, so a half-written one is never found. A
 run that is resumed from an older checkpoint deletes the later checkpoints after its next save, except `best`, which is
 kept until there is a better one.
+
+`latest` and `best` are symbolic links. On a disk without them (network drives, exFAT) they are text files that hold the
+checkpoint's name; in a run that was copied by a tool that follows links they are folders. `resolve` reads all three.
 """
 
 import contextlib
 import json
 import os
 import shutil
+import sys
+import tempfile
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
 from tracking.run_folder import flush_to_disk, remove_folder
+
+LINKS = ("latest", "best")
+
+
+def try_saving(model, tokenizer, folder: Path | None = None) -> None:
+    """Writes and removes what a checkpoint needs beside the weights: configuration, generation configuration,
+    tokenizer, and a link. What would fail at the first checkpoint fails here, before the first step.
+
+    folder: the run's; default, a temporary folder, which tells whether the model can be saved at all.
+    A generation configuration that transformers refuses because it samples without saying so (do_sample) is repaired,
+    with a line. Raises ValueError, one line, for everything else.
+    """
+    if folder is None:
+        with tempfile.TemporaryDirectory() as temporary:
+            try_saving(model, tokenizer, Path(temporary))
+        return
+    trial = folder / ".trying-to-save"
+    try:
+        shutil.rmtree(trial, ignore_errors=True)
+        trial.mkdir()
+        for what, save in (
+            ("its configuration", lambda: model.config.save_pretrained(trial)),
+            ("its generation_config.json", lambda: _save_generation_config(model, trial)),
+            ("its tokenizer", lambda: tokenizer.save_pretrained(trial)),
+        ):
+            try:
+                save()
+            except OSError:
+                raise
+            except Exception as error:  # the libraries raise many kinds; the reader needs one way out
+                reason = " ".join(str(error).split())
+                raise ValueError(f"checkpoints cannot be saved: {what} is refused ({reason})") from error
+        _point(trial / "latest", trial / "step-0")
+    except OSError as error:
+        raise ValueError(f"cannot write checkpoints to {str(folder)!r}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(trial, ignore_errors=True)
+
+
+def _save_generation_config(model, folder: Path) -> None:
+    generation_config = getattr(model, "generation_config", None)
+    if generation_config is None:
+        return
+    try:
+        generation_config.save_pretrained(folder)
+    except ValueError:
+        if generation_config.do_sample:
+            raise
+        generation_config.do_sample = True
+        generation_config.save_pretrained(folder)
+        print(
+            "generation_config.json has settings of sampling without do_sample: checkpoints get do_sample = true "
+            "(training and evaluation here do not use it)",
+            file=sys.stderr,
+        )
 
 
 def save_checkpoint(
@@ -50,14 +110,14 @@ def save_checkpoint(
     if target.exists():  # a resumed run saves this step again; links that point at it keep a complete copy meanwhile
         shutil.copytree(target, replaced, dirs_exist_ok=True)
         flush_to_disk(*replaced.iterdir(), replaced)
-        for link in ("latest", "best"):
-            if (checkpoints / link).resolve() == target.resolve():
+        for link in LINKS:
+            if resolve(checkpoints / link) == target.resolve():
                 _point(checkpoints / link, replaced)
         remove_folder(target)
     os.replace(temporary, target)
     # `best` first: a run that is killed between the two resumes before this step and finds it best again.
     for link in ("best", "latest"):
-        if link == "latest" or is_best or (checkpoints / link).resolve() == replaced.resolve():
+        if link == "latest" or is_best or resolve(checkpoints / link) == replaced.resolve():
             _point(checkpoints / link, target)
     flush_to_disk(checkpoints)  # the new names, before the old ones go
     _prune(checkpoints, step, keep)
@@ -67,7 +127,7 @@ def save_checkpoint(
 def _prune(checkpoints: Path, step: int, keep: int) -> None:
     """Keeps the newest `keep` checkpoints up to `step`, and the targets of `latest` and `best`. Deletes later steps,
     which are from before the run was resumed at an older one, and hidden folders, which a killed run has left."""
-    linked = {(checkpoints / link).resolve() for link in ("latest", "best")}
+    linked = {resolve(checkpoints / link) for link in LINKS}
     steps = {int(path.name[5:]): path for path in checkpoints.glob("step-*") if path.name[5:].isdecimal()}
     kept = {steps[number] for number in sorted(number for number in steps if number <= step)[-keep:]}
     for path in steps.values():
@@ -86,10 +146,39 @@ def mark_best(folder: Path, step: int) -> None:
 
 
 def _point(link: Path, target: Path) -> None:
+    """Makes `link` lead to `target` beside it, in place of whatever it is now."""
     new = link.with_name(f".{link.name}")
     new.unlink(missing_ok=True)
-    new.symlink_to(target.name)
-    os.replace(new, link)
+    try:
+        new.symlink_to(target.name)
+    except (OSError, NotImplementedError):  # this disk has no links, or not for this user
+        new.write_text(target.name + "\n", encoding="utf-8")
+        flush_to_disk(new)
+    if link.is_dir() and not link.is_symlink():  # a copy of the run followed its links
+        copied = link.with_name(f".removing-{link.name}")
+        shutil.rmtree(copied, ignore_errors=True)
+        os.replace(link, copied)
+        os.replace(new, link)
+        shutil.rmtree(copied, ignore_errors=True)
+    else:
+        os.replace(new, link)
+
+
+def resolve(path: str | Path) -> Path:
+    """Where a path leads: links are followed, and so are the text files that stand in for `latest` and `best`."""
+    path = Path(path)
+    if path.name in LINKS and path.is_file():
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            name = path.read_text(encoding="utf-8").strip()
+            if "step-" in name and Path(name).name == name:
+                path = path.with_name(name)
+    return path.resolve()
+
+
+def resolve_model_name(name: str) -> str:
+    """What to load for a model's name: the name itself, unless it is a text file that stands in for a checkpoint."""
+    path = Path(name).expanduser()
+    return str(resolve(path)) if path.name in LINKS and path.is_file() else str(path) if name[:1] == "~" else name
 
 
 def find_checkpoint(output_dir: str | None, which: str) -> tuple[Path, Path]:
@@ -100,22 +189,23 @@ def find_checkpoint(output_dir: str | None, which: str) -> tuple[Path, Path]:
     """
     if output_dir is None:
         raise ValueError("--resume_from_checkpoint needs --output_dir: the folder of the run to go on with")
-    checkpoints = Path(output_dir) / "checkpoints"
-    whole = sorted(path.name for path in checkpoints.glob("[!.]*") if path.is_dir() and _damage(path) is None)
+    folder, named = Path(output_dir).expanduser(), Path(which).expanduser()
+    checkpoints = folder / "checkpoints"
+    whole = sorted(p.name for p in checkpoints.glob("[!.]*") if resolve(p).is_dir() and _damage(resolve(p)) is None)
     there = f"there: {', '.join(whole) or 'none'}"
-    for candidate in (checkpoints / which, Path(which)):
+    for candidate in (checkpoints / which, named):
+        candidate = candidate if "\0" in which else resolve(candidate)
         if any((candidate / name).is_file() for name in ("trainer_state.pt", "files.json")):
             if not checkpoints.is_dir():
                 raise ValueError(f"output_dir {output_dir!r} holds no run to go on with")
             if damage := _damage(candidate):
                 raise ValueError(f"checkpoint {which!r} is damaged: {damage}; whole ones {there}")
-            return Path(output_dir), candidate.resolve()
+            return folder, candidate
     raise ValueError(f"no checkpoint {which!r} in {output_dir!r}; {there}")
 
 
 def _damage(checkpoint: Path) -> str | None:
     """Describes the first file that is missing or has another length than when it was written; None if all are fine."""
-    checkpoint = checkpoint.resolve()
     sizes = {"trainer_state.pt": None}
     with contextlib.suppress(FileNotFoundError):  # then there is nothing to compare with
         try:

@@ -12,6 +12,7 @@ Left out on purpose: configuration files, inheritance between presets. A run wri
 import argparse
 import ctypes
 import dataclasses
+import datetime
 import difflib
 import importlib.util
 import math
@@ -48,10 +49,18 @@ def check_values(config, may_be_zero: tuple[str, ...]) -> None:
         if type(value) in (int, float) and not (0 < value < math.inf or value == 0 and f.name in may_be_zero):
             low = "0 or more" if f.name in may_be_zero else "above 0"
             raise ValueError(f"--{f.name} {value}: must be a finite number, {low}")
+    check_date(config.prompt_date)
     if config.dataset_path is None and config.dataset_name not in rldatasets.DATASETS:
         raise ValueError(f"--dataset_name {config.dataset_name!r}: choose from {', '.join(rldatasets.DATASETS)}")
     if config.report_to != "none" and not any(map(importlib.util.find_spec, TRACKERS[config.report_to])):
         raise ValueError(f"--report_to {config.report_to}: the package is not here (pip install {config.report_to})")
+
+
+def check_date(date: str | None) -> None:
+    try:
+        datetime.date.fromisoformat(date or "2026-01-01")
+    except ValueError as error:
+        raise ValueError(f"--prompt_date {date!r}: give it as YYYY-MM-DD") from error
 
 
 @dataclass
@@ -59,7 +68,9 @@ class ModelAndData:
     _argument_group_name = "model and data"
     model_name: str = setting("tiny", "hub name, local folder, or an embedded model: tiny, tiny_student")
     dataset_name: str = setting("arithmetic", f"{' or '.join(rldatasets.DATASETS)}; any name when a path is given")
-    dataset_path: str | None = setting(None, "JSON lines in GSM8K's shape, or a folder with train.jsonl and test.jsonl")
+    dataset_path: str | None = setting(
+        None, "a folder with train.jsonl and test.jsonl in GSM8K's shape, or one file; also JSON arrays, CSV, Parquet"
+    )
     max_prompt_length: int = setting(128, "problems with a longer prompt (tokens) are dropped and counted, never cut")
     trust_remote_code: bool = setting(False, "run code that comes with the model")
     tags: str = setting("reasoning", "name of the reasoning block (think: as in R1)", tuple(evaluator.TAGS))
@@ -67,6 +78,9 @@ class ModelAndData:
         "auto", "chat: the tokenizer's template; plain: R1-Zero's, for base models", rldatasets.PROMPT_STYLES
     )
     prefill: bool = setting(False, "write the opening tag of the reasoning for the model; graded as if it had")
+    prompt_date: str | None = setting(
+        None, "YYYY-MM-DD, for chat templates that write today's date; default: the day the run began"
+    )
 
 
 @dataclass
@@ -185,15 +199,16 @@ class GRPOConfig(*reversed(SECTIONS)):
             )
         evaluator.parse_rewards(self.rewards)
 
-    def prompt_format(self) -> rldatasets.PromptFormat:
-        """How questions are asked."""
-        return rldatasets.PromptFormat(self.tags, self.prompt_style, self.prefill)
+    def prompt_format(self, tokenizer=None) -> rldatasets.PromptFormat:
+        """How questions are asked; with the tokenizer, also what its chat template writes of the answer."""
+        prompt_format = rldatasets.PromptFormat(self.tags, self.prompt_style, self.prefill, self.prompt_date)
+        return prompt_format if tokenizer is None else prompt_format.resolve(tokenizer)
 
-    def answering(self) -> dict:
+    def answering(self, tokenizer=None) -> dict:
         """How answers are sampled and graded: options of evaluator.evaluate."""
         return dict(
             max_new_tokens=self.max_completion_length,
-            prompt_format=self.prompt_format(),
+            prompt_format=self.prompt_format(tokenizer),
             stop_tag=self.stop_tag(),
             rows_per_batch=self.problems_per_step * self.group_size,
             seed=self.seed,
@@ -288,7 +303,17 @@ def parse_flags(parser: "ArgumentParser", arguments: list[str]) -> dict:
     if unknown:
         close = difflib.get_close_matches(unknown[0], parser._option_string_actions, n=2)
         raise ValueError(f"unknown argument {unknown[0]!r}: " + (f"{' or '.join(close)}?" if close else "see --help"))
-    return vars(values)
+    return {name: _expand_home(name, value) for name, value in vars(values).items()}
+
+
+PATHS = ("model_name", "dataset_path", "output_dir", "resume_from_checkpoint", "teacher_name", "data_dir", "from_trace")
+
+
+def _expand_home(name: str, value):
+    """A path with the home folder in place of ~, which a shell leaves as it is in --output_dir=~/runs."""
+    if name == "compare" and value:
+        return [os.path.expanduser(path) for path in value]
+    return os.path.expanduser(value) if name in PATHS and isinstance(value, str) else value
 
 
 def has_cuda_device() -> bool:

@@ -7,7 +7,8 @@
     output_dir/plots/                 redrawn as the run goes on
     output_dir/checkpoints/step-N/    model and tokenizer as `from_pretrained` reads them, plus trainer_state.pt, and
                                       files.json: how long each file is
-    output_dir/checkpoints/latest     and `best`: links to one of them
+    output_dir/checkpoints/latest     and `best`: links to one of them; on a disk without links, text files that hold
+                                      its name
 
 checkpoints.py writes the checkpoints. Every file appears complete or not at all: it is written under a temporary name
 and renamed. Logs are appended line by line. Of several processes, the main one writes.
@@ -15,6 +16,9 @@ Left out on purpose: databases, dashboards, uploads. Everything is a file that o
 """
 
 import contextlib
+import dataclasses
+import datetime
+import errno
 import importlib.metadata
 import json
 import math
@@ -31,12 +35,13 @@ import torch
 from engine import distributed
 
 FILES = ("args.json", "metrics.jsonl", "samples.jsonl", "greedy.jsonl", "sampled.jsonl", "eval.json", "report.html")
+CANNOT_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 
 
 def create_folder(output_dir: str, overwrite: bool = False) -> Path:
     """A writable folder for a new run. Raises ValueError when a run is in it already, or it cannot be written."""
-    folder = Path(output_dir)
+    folder = Path(output_dir).expanduser()
     try:
         files = [folder / name for name in FILES]
         if any(file.exists() for file in files):
@@ -89,6 +94,26 @@ def write_args(folder: Path, config: dict, device: torch.device) -> None:
     new = folder / "args.tmp"  # a resumed run writes it again; killed in between, it must still find the old one
     new.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     os.replace(new, folder / "args.json")
+
+
+def fix_prompt_date(config, *folders: Path):
+    """The config (a dataclass) with `prompt_date` set, so that chat templates that write today's date give the same
+    prompts for the whole run: the date of the run in the first of the folders that has one, else today's.
+
+    A run that was begun without a date keeps none.
+    """
+    return (
+        config
+        if config.prompt_date
+        else dataclasses.replace(config, prompt_date=distributed.run_on_main(_prompt_date, folders))
+    )
+
+
+def _prompt_date(folders: tuple[Path, ...]) -> str | None:
+    for folder in folders:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return json.loads((folder / "args.json").read_text(encoding="utf-8"))["config"].get("prompt_date")
+    return datetime.date.today().isoformat()
 
 
 def check_same_config(folder: Path, config: dict, may_differ: tuple[str, ...]) -> None:
@@ -149,11 +174,19 @@ def _finite(value):
 
 
 def flush_to_disk(*paths: Path) -> None:
-    """Flushes files and folders, so that a power cut after a rename does not leave empty ones."""
+    """Flushes files and folders, so that a power cut after a rename does not leave empty ones. Does what it can on a
+    disk that cannot flush (some network drives, folders on Windows)."""
     for path in paths:
+        if os.name == "nt" and path.is_dir():
+            continue
         descriptor = os.open(path, os.O_RDONLY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno not in CANNOT_FLUSH:
+                raise
+        finally:
+            os.close(descriptor)
 
 
 def remove_folder(folder: Path) -> None:

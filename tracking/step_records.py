@@ -6,17 +6,19 @@ docs/metrics.md explains the metrics.
 import torch
 
 import evaluator
+from analysis.tokens import token_texts
 from engine import distributed
 
 
-def graded_records(rollout, problems, prompts: list[str], indices: list[int], config) -> list[dict]:
+def graded_records(rollout, problems, prompts: list[str], indices: list[int], config, prompt_format=None) -> list[dict]:
     """Grades this process's rows -> the records of all processes' rows, in the order of the step.
 
     problems, prompts: this process's. indices: where they stand among the step's problems (distributed.shard_indices).
+    prompt_format: what made the prompts; default: the config's, which knows no tokenizer.
     """
     G, weights = config.group_size, evaluator.parse_rewards(config.rewards)
     records = []
-    for i, record in enumerate(evaluator.grade(rollout, problems, weights, config.prompt_format())):
+    for i, record in enumerate(evaluator.grade(rollout, problems, weights, prompt_format or config.prompt_format())):
         position = {"row": indices[i // G] * G + i % G, "prompt": prompts[i // G]}
         records.append(position | evaluator.without(record, "question", "top_weight"))
     return sorted(distributed.all_gather(records), key=lambda record: record["row"])
@@ -52,7 +54,7 @@ def add_token_details(rows: list[dict], tokenizer, rollout, logprobs_after: torc
     columns = {"logprobs": before, "entropy": rollout.entropy, "ratio": (after - before).exp()}
     for i, row in enumerate(rows):
         n = row["length"]
-        row["tokens"] = [tokenizer.decode([token]) for token in rollout.trace_ids[i, :n].tolist()]
+        row["tokens"] = token_texts(tokenizer, rollout.trace_ids[i, :n].tolist())
         row |= {name: rounded(column[i, :n]) for name, column in columns.items()}
 
 

@@ -11,7 +11,7 @@ import evaluator
 import llms
 import rldatasets
 from engine import distributed
-from tracking import plotter, run_folder
+from tracking import checkpoints, plotter, run_folder
 
 
 def describe_evaluation(when: str, metrics: dict) -> str:
@@ -44,11 +44,14 @@ def evaluate_only(config) -> Path:
     config: run_config.GRPOConfig. Each batch's answers are logged as soon as they are graded: started again with the
     same settings, the evaluation continues after them.
     """
+    folder = Path(config.output_dir or f"runs/eval-{Path(config.model_name).name}").expanduser()
+    config = run_folder.fix_prompt_date(config, *([] if config.overwrite_output_dir else [folder]))
     problems = rldatasets.load_problems(config.dataset_name, "test", config.eval_problems, config.dataset_path)
     dtype = torch.bfloat16 if torch.cuda.is_available() else None
-    model, tokenizer = llms.load(config.model_name, dtype=dtype, trust_remote_code=config.trust_remote_code)
+    model, tokenizer = llms.load(
+        checkpoints.resolve_model_name(config.model_name), dtype=dtype, trust_remote_code=config.trust_remote_code
+    )
     problems = rldatasets.drop_long_prompts(problems, tokenizer, config.max_prompt_length, config.prompt_format())
-    folder = Path(config.output_dir or f"runs/eval-{Path(config.model_name).name}")
     settings = dataclasses.asdict(config)
     if config.overwrite_output_dir or not (folder / "args.json").exists():
         distributed.run_on_main(run_folder.create_folder, str(folder), config.overwrite_output_dir)
@@ -60,7 +63,7 @@ def evaluate_only(config) -> Path:
         log = run_folder.JsonLines(folder / f"{name}.jsonl")
         table[name] = evaluator.evaluate(
             model, tokenizer, problems, samples=samples, temperature=temperature, soft=config.rollout_mode(),
-            progress=True, log=log, **config.answering(),
+            progress=True, log=log, **config.answering(tokenizer),
         )  # fmt: skip
         del table[name]["records"]
     if distributed.is_main_process():

@@ -105,6 +105,8 @@ class TrainingRun:
         self.samples_log = run_folder.JsonLines(folder / "samples.jsonl")
 
     def __enter__(self):
+        """Raises ValueError, one line, if a checkpoint could not be saved."""
+        distributed.run_on_main(checkpoints.try_saving, self.policy, self.tokenizer, self.folder)
         for log in (self.metrics_log, self.samples_log):
             if log.file.exists():  # the rows after the checkpoint, or of a run that ended before its first one
                 log.truncate_after(self.last_step)
