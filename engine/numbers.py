@@ -52,7 +52,7 @@ _LATEX_SPACE = re.compile(r"\\[,;:!\ ] | (?<!~)~(?!~) | \\(?:quad|qquad|thinspac
 
 # \frac{1}{2}  \dfrac12  \tfrac{-1}2; the digit before makes it a mixed number
 _FRACTION = re.compile(
-    r"""([0-9]?) \ * \\[dtc]?frac \s*
+    r"""(?: ([0-9]) \ * )? \\[dtc]?frac \s*
         (?: \{\ * (-?[0-9]+) \ *\} | ([0-9]) ) \s*
         (?: \{\ * ([0-9]+) \ *\} | ([0-9]) )""",
     re.X,
@@ -93,23 +93,32 @@ def _without_latex(text):
     return text if text.isascii() else text.translate(_VULGAR)
 
 
+def _without_layers(pattern, text):
+    """The same without what the pattern finds around its groups, and with single spaces."""
+    for _ in range(_MAX_LAYERS):
+        text, changed = pattern.subn(lambda match: f" {match[match.lastindex]} ", text)
+        if not changed:
+            break
+    return " ".join(text.split())
+
+
 def _plain(text):
-    """The same text without the LaTeX and Markdown that a reader does not see."""
+    """The same text without the LaTeX that a reader does not see, with single spaces."""
     text = _without_latex(text.translate(_SIGNS))
     if "\\" in text or "^" in text:
         text = _POWER.sub(r"^\1", _DEGREE.sub("°", text))
         text = text.replace(r"\times", "×").replace(r"\left", "").replace(r"\right", "")
-    for pattern in (_STYLE, _EMPHASIS):
-        for _ in range(_MAX_LAYERS):
-            text, changed = pattern.subn(lambda match: f" {match[match.lastindex]} ", text)
-            if not changed:
-                break
-    return " ".join(text.split())
+    return _without_layers(_STYLE, text)
 
 
 # ---- What stands around the number -----------------------------------------------------------------------------------
 
-_BRACKETS = re.compile(r"\((.+)\)\.?")
+_BRACKETS = re.compile(
+    r"""(?: \((.+)\) | \$(.+)\$ | \\\((.+)\\\) | \\\[(.+)\\\] | "(.+)" | '(.+)'
+      | \*\*(.+)\*\* | \*(.+)\* | __(.+)__ | _(.+)_ | `(.+)` ) \.?""",
+    re.X,
+)
+
 
 # GSM8K's mark, or words and perhaps an equals sign or a colon. The code of a currency belongs to the number.
 _LEAD = re.compile(r"\#{2,6}\ ?(?P<marked>[^#].*) | (?P<words>[A-Za-z][A-Za-z',\ ]*)(?P<sign>[=:]?)(?P<rest>.+)", re.X)
@@ -151,9 +160,11 @@ _NUMBER = re.compile(
     re.X,
 )
 
-# A word, perhaps abbreviated, or a sign of its own.
 _TOKEN = re.compile(
-    rf"\ ? (?: (?P<word>[A-Za-z]+|[一-鿿]+) \.? | (?P<mark> [²³/] | °(?:\ ?[CF]\b)? | \^[23] | \\?% ) | (?P<money>{CURRENCY}) )",
+    rf"""\ ?
+    (?: (?P<word> [A-Za-z]+ | [\u4e00-\u9fff]+ ) \.?                 # perhaps abbreviated; or Chinese, Japanese
+      | (?P<mark> [²³/] | °(?:\ ?[CF]\b)? | \^[23] | \\?% )
+      | (?P<money> {CURRENCY} ) )""",
     re.X,
 )
 _REMARK = re.compile(r"(.*[A-Za-z])\ \(([A-Za-z ]+)\)")  # 18 apples (in total)
@@ -162,6 +173,7 @@ _REMARK = re.compile(r"(.*[A-Za-z])\ \(([A-Za-z ]+)\)")  # 18 apples (in total)
 def _is_unit(text, has_currency, things):
     """Whether what stands behind a number leaves it as it is: nothing, or a unit."""
     text = text.removesuffix(".").rstrip()
+    text = text[text.startswith(" ,") :]
     if not text:
         return True
     if len(text) > 1 and text[-1] == "!" and text[-2].isalpha():  # 18 dollars! but not 18!
@@ -185,7 +197,7 @@ def _is_unit(text, has_currency, things):
     known = first in LETTERS or first.lower() in UNITS or first.lower() in LENGTHS
     if (glued and first.isalpha() or comma) and not known:
         return False  # nobody writes "18eggs" or "18, eggs", but "18cm" and "18, dollars"
-    if has_currency and kinds[0] in "ODY":
+    if has_currency and re.match("Y|O(?!P)", kinds):
         return False  # "$18 m" is money in millions
     return len(kinds) <= MAX_WORDS and UNIT_PHRASE.fullmatch(kinds) is not None
 
@@ -206,6 +218,17 @@ def _value(match):
         return None
 
 
+def _read(text, things):
+    """The number of a text out of _plain."""
+    while text:
+        match = _NUMBER.fullmatch(text)
+        if match and _is_unit(match["rest"], match["currency"], things):
+            return _value(match)
+        match = _BRACKETS.fullmatch(text)
+        text = match[match.lastindex].strip() if match else _without_lead(text, things)
+    return None
+
+
 def parse_number(text: str | None, question: str | None = None) -> Fraction | None:
     r"""The one number that `text` states, exactly, or None if it states none, several, or a calculation.
 
@@ -218,12 +241,9 @@ def parse_number(text: str | None, question: str | None = None) -> Fraction | No
     if not text or len(text) > MAX_ANSWER_CHARS:
         return None
     text, things = _plain(text), things_counted_in(question) if question else frozenset()
-    while text:
-        if match := _NUMBER.fullmatch(text):
-            return _value(match) if _is_unit(match["rest"], match["currency"], things) else None
-        match = _BRACKETS.fullmatch(text)
-        text = match[1].strip() if match else _without_lead(text, things)
-    return None
+    number = _read(inner := _without_layers(_EMPHASIS, text), things)
+    # Layers can only be told apart from outside where one is in another of its kind: **Answer: **18****.
+    return _read(text, things) if number is None and inner != text else number
 
 
 # ---- The last number of a text ---------------------------------------------------------------------------------------

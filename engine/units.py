@@ -112,7 +112,7 @@ COUNTED_PLURALS = frozenset(
     knives land leaves lemonade length loaves marks meat men mice milk money oil oxen pants paper parts
     pasta pay people pieces points popcorn portions profit rent revenue ribbon rice rope sales salmon salt
     sand savings scarves scissors seconds sections segments series servings shares sheep shelves shorts
-    shrimp sides silver soda soil spaces species speed squares sugar tax taxes tea teeth them time traffic
+    shrimp sides silver soda soil spaces species speed squares sugar tax taxes tea teeth them traffic
     trout tuna volume wages water weight wheat width winnings wire wives wolves women wood""".split()
 )
 
@@ -127,8 +127,8 @@ BEFORE_A_NOUN = frozenset(
 RATES = frozenset("per a an every".split())  # "18 per hour"
 LINKS = frozenset("for on at the his her their its my our your this that these".split())  # "18 for the tickets"
 BEHIND = frozenset(
-    """total altogether overall left remaining apiece old tall long wide deep high away apart today tomorrow
-    yesterday all saved earned weekly daily monthly yearly annually hourly""".split()
+    """now leftover combined total altogether overall left remaining apiece old tall long wide deep high away
+    apart today tomorrow yesterday all saved earned weekly daily monthly yearly annually hourly""".split()
 )
 
 # ---- Labels ----------------------------------------------------------------------------------------------------------
@@ -144,7 +144,7 @@ LABEL_WORDS = frozenset(
     expenditure expenses fee grand gross hourly initial interest left made mean median mode monthly needed
     net new now number original overall paid payment percent percentage perimeter population price
     produced product quantity quotient radius range rate ratio received regular remaining required salary
-    saved score selling size sold spending spent sum tax temperature total value wage weekly yearly""".split()
+    saved score selling size sold spending spent sum tax temperature time total value wage weekly yearly""".split()
 )
 SUBJECTS = frozenset("he she they it we i you there this that".split())
 IS = frozenset("is are was were equals be will becomes comes".split())
@@ -158,24 +158,23 @@ DOES = frozenset(
 
 # Never a counted thing or a name, even if the question has the word.
 CHANGING = frozenset(
-    """about above ago almost and approximately around as barely behind below besides billion billions bn but
-    couple couples crore crores cube cubed debt debts decimal decimals deficit deficits divide divided
-    divides does double doubled doubles dozen dozens eight eighteen eighth eighths eighty eleven equals
-    except factorial false fewer fifteen fifth fifths fifty five fold forty four fourteen fourth fourths
-    fraction fractions grand gross grosses half halves hardly has hundred hundreds hundredth hundredths
-    incorrect inverse is its lakh lakhs least less log loss losses maybe mil million millions millionth
-    millionths minus minuses mln mod modulo more most multiple multiples myriad myriads nearly negative
-    negatives neither never nine nineteen ninety ninth ninths no nobody none nor not nothing one opposite
-    or over part percent percentage percents perhaps pi plus point positive possibly power powers
-    quadruple quadruples quarter quintuple reciprocal root roots roughly score scores seven seventeen
-    seventh sevenths seventy short sine six sixteen sixth sixths sixty square squared ten tenth tenths
-    third thirds thirteen thirty this thousand thousands thousandth thousandths three thrice time times tn
-    to treble trillion trillions triple tripled triples twelve twenty twice two under unless versus vs was
-    without wrong zero""".split()
+    """about above ago almost and approximately around barely behind below besides billion billions bn but couple
+    couples crore crores cube cubed debt debts decimal decimals deficit deficits divide divided divides
+    does double doubled doubles dozen dozens eight eighteen eighth eighths eighty eleven equals except
+    factorial false fewer fifteen fifth fifths fifty five fold forty four fourteen fourth fourths fraction
+    fractions grand gross grosses half halves hardly has hundred hundreds hundredth hundredths incorrect
+    inverse is lakh lakhs least less log loss losses maybe mil million millions millionth millionths minus
+    minuses mln mod modulo more most multiple multiples myriad myriads nearly negative negatives neither
+    never nine nineteen ninety ninth ninths no nobody none nor not nothing one opposite or over part
+    percent percentage percents perhaps pi plus point positive possibly power powers quadruple quadruples
+    quarter quintuple reciprocal root roots roughly score scores seven seventeen seventh sevenths seventy
+    short sine six sixteen sixth sixths sixty square squared ten tenth tenths third thirds thirteen thirty
+    thousand thousands thousandth thousandths three thrice time times tn to treble trillion trillions
+    triple tripled triples twelve twenty twice two under unless versus vs was without wrong zero""".split()
 )
 
 _WORD = re.compile(r"[A-Za-z]+")
-_COUNTS = re.compile(r"(?:[0-9]|\bhow\s+(?:many|much))\s+((?:[a-z]+\s+){0,2}[a-z]+)")
+_COUNTS = re.compile(r"(?:[0-9]|\bhow\s+(?:many|much))\s+((?:(?:[a-z]+\s+){0,2}?[a-z]+s|[a-z]+))\b")
 MAX_WORDS = 10  # around a number: more are refused, which bounds the time of the expressions below
 MAX_QUESTION_CHARS = 5_000  # what is behind is not read: the time for hostile text stays bounded
 
@@ -198,7 +197,7 @@ def things_counted_in(question: str) -> frozenset:
     Never one of CHANGING, and never a word of fewer than three letters.
     """
     question = question[:MAX_QUESTION_CHARS].lower()
-    words = {word for match in _COUNTS.finditer(question) for word in match[1].split()}
+    words = {word for match in _COUNTS.finditer(question) for word in match[1].split()}  # 12 red flings
     words |= {word for word in _WORD.findall(question) if word.endswith("s") and not word.endswith("ss")}
     forms = {form for word in words - CHANGING for form in _forms(word)}
     return frozenset(form for form in forms - CHANGING if len(form) > 2)
@@ -242,7 +241,7 @@ def unit_kind(word: str, things: frozenset = frozenset()) -> str:
 _THING = "M* (?: (?: S[DI] | [DI]P? | U )+ | OP? )"  # red apples, square feet, m^2
 UNIT_PHRASE = re.compile(
     rf"""
-    (?: {_THING} | C (?![FIL]) | Y | [TE]+ )?       # apples; percent, but not percent of; EUR; left
+    (?: T? {_THING} | C (?![FIL]) | Y | [TE]+ )?       # total apples; percent, but not percent of; €; left
     (?: [RLFIE]+ (?: {_THING} | T+ ) | [TE] )*      # per hour; of the eggs; in total; each
     """,
     re.VERBOSE,
