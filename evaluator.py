@@ -18,12 +18,12 @@ runs a model. All the rest is plain functions of text and numbers, linear in the
 import math
 import re
 from collections import Counter
-from fractions import Fraction
 from itertools import compress
 from statistics import fmean
 
 from tqdm import tqdm
 
+from engine.numbers import MAX_ANSWER_CHARS, last_number, parse_number  # noqa: F401 (for those who import this module)
 from engine.statistics import pass_at_k, wilson_interval
 from rldatasets import DEFAULT_FORMAT, PromptFormat
 
@@ -70,101 +70,30 @@ def extract_answer(completion: str, tags: str = "reasoning") -> str | None:
     return None if blocks is None else blocks[3].strip()
 
 
-# ---- Grading: numbers ------------------------------------------------------------------------------------------------
-
-# Longer text is not a number but an attempt to make the grader work.
-MAX_ANSWER_CHARS = 100
-
-# Words that look like a unit but change the value, or announce a second one: "18 thousand", "18 or nineteen".
-_NOT_A_UNIT = re.compile(
-    r"\b(?:and|or|to|plus|minus|squared|cubed|factorial|k|x|pi"
-    r"|(?:dozen|hundred|thousand|million|billion|trillion)s?)\b",
-    re.IGNORECASE,
-)
-
-_DASHES = str.maketrans("−–", "--")  # U+2212 minus sign and U+2013 en dash
-
-_LATEX_TEXT = re.compile(r"\\(?:text|mathrm)\{([^{}]*)\}")
-
-# One layer around a number. What is inside must still be a whole number expression, so that "(1)(8)", which
-# looks wrapped, is refused a moment later as "1)(8".
-_WRAPPER = re.compile(
-    r"""
-    (?: \*\*(.+)\*\*            # **18**
-      | `(.+)`                  # `18`
-      | \((.+)\)                # (18)
-      | \$(.+)\$                # $18$
-      | \\\((.+)\\\)            # \(18\)
-      | \\\[(.+)\\\]            # \[18\]
-      | \\boxed\{(.+)\}         # \boxed{18}
-    ) \.?
-    | [A-Za-z][A-Za-z\ ]*[=:](.+)   # x = 18, Answer: 18
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-
-# 1234, 1,234, 18.00, 36/2, .5 but not 12,34. [0-9] and not \d, which takes the digits of every script.
-_UNSIGNED = r"(?: [1-9][0-9]{0,2} (?:,[0-9]{3})+ | [0-9]+ ) (?: \.[0-9]+ | /[0-9]+ )? | (?<![0-9.]) \.[0-9]+"
-
-# Sign, currency, the number itself, then a percent sign (a unit like any other: 18% is 18) or a unit in words.
-_NUMBER = re.compile(
-    r"(?P<sign> [+-]? )\ ? (?: \\?\$\ ? )?"
-    r"(?: (?P<number> " + _UNSIGNED + r" ) | \\[dt]?frac\{ (?P<top> [0-9]+ ) \}\{ (?P<bottom> [0-9]+ ) \} )"
-    r"(?: \ ?\\?% | \ +(?P<unit> [A-Za-z]+ (?: [ /-][A-Za-z]+ ){0,3} ) )? \ ?\.?",
-    re.VERBOSE,
-)
-
-
-def parse_number(text: str | None) -> Fraction | None:
-    r"""The one number that `text` states, exactly, or None if it states none, several, or a calculation.
-
-    Understands signs, thousands commas, decimals, a/b and \frac{a}{b}, a dollar sign, a percent sign or a unit
-    of up to four words behind (both ignored), a label in front (`x =`, `Answer:`), and the usual Markdown and
-    LaTeX around it. At most MAX_ANSWER_CHARS characters besides surrounding white space.
-    """
-    text = (text or "").strip()
-    if len(text) > MAX_ANSWER_CHARS:
-        return None
-    # The spaces keep "1\text{8}" two numbers.
-    text = _LATEX_TEXT.sub(r" \1 ", text.translate(_DASHES)).strip()
-    while match := _WRAPPER.fullmatch(text):
-        text = match[match.lastindex].strip()
-    match = _NUMBER.fullmatch(text)
-    if match is None or _NOT_A_UNIT.search(match["unit"] or ""):
-        return None
-    number = match["number"] or f"{match['top']}/{match['bottom']}"
-    try:
-        return Fraction(match["sign"] + number.replace(",", ""))
-    except ZeroDivisionError:
-        return None
-
-
-# A number at the end of a text. Its minus sign cannot be a subtraction or a hyphen: "20-2" ends in 2, not in -2.
-_LAST_NUMBER = re.compile(
-    r"(?P<minus> (?<![0-9A-Za-z)])[-−–] )? \$? (?<![0-9]) (?P<number>" + _UNSIGNED + r") \Z", re.VERBOSE
-)
+# ---- Grading: numbers (engine/numbers.py reads them) -----------------------------------------------------------------
 
 
 def extract_answer_flexible(completion: str) -> str | None:
-    """The last number anywhere in the completion, without commas and dollar sign, or None.
+    """The last number anywhere in the completion, without commas and currency, or None.
 
     It needs no tags, so it tells "cannot calculate" from "does not keep the format": much of the early gain of
     R1-style training is format. Report it beside the strict accuracy, never in its place.
     """
-    end = max(map(completion.rfind, "0123456789")) + 1
-    match = _LAST_NUMBER.search(completion, max(0, end - MAX_ANSWER_CHARS), end)
-    return ("-" if match["minus"] else "") + match["number"].replace(",", "") if match else None
+    return last_number(completion)
 
 
-def answers_match(candidate: str | None, gold: str) -> bool:
-    """Whether both texts state the same number, compared exactly. False if either states no single number."""
-    value = parse_number(candidate)
+def answers_match(candidate: str | None, gold: str, question: str | None = None) -> bool:
+    """Whether both texts state the same number, compared exactly. False if either states no single number.
+
+    question: where it is given, the things that it counts are known as units of the candidate.
+    """
+    value = parse_number(candidate, question)
     return value is not None and value == parse_number(gold)
 
 
-def accuracy_reward(completion: str, gold: str, tags: str = "reasoning") -> float:
+def accuracy_reward(completion: str, gold: str, tags: str = "reasoning", question: str | None = None) -> float:
     """1.0 if the one answer block states the gold number, else 0.0 (DeepSeek-R1, section 2.2.2)."""
-    return float(answers_match(extract_answer(completion, tags), gold))
+    return float(answers_match(extract_answer(completion, tags), gold, question))
 
 
 def format_reward(completion: str, tags: str = "reasoning") -> float:

@@ -4,7 +4,8 @@
 
 Four kinds, made from a seed: soups of fragments (broken tags, LaTeX, HTML, control characters, halves of surrogate
 pairs, digits of other scripts); long repeats of one fragment; near-misses, which look like the gold answer and must
-not be accepted; equivalents, which must. What is checked: nothing raises, no near-miss is accepted and no equivalent
+not be accepted (other numbers, and words that make it another number); equivalents, which must be (units, money, LaTeX,
+Markdown, sentences). What is checked: nothing raises, no near-miss is accepted and no equivalent
 refused, a soup is only accepted if a second, cruder reading of its answer block finds the gold number too, and nothing
 takes more than 5 ms for each 10 kB begun. The exit code is 1 if anything fails.
 
@@ -63,10 +64,51 @@ def plain(number: Fraction) -> str:
     return "-" * (number < 0) + text
 
 
-LABELS = ["x = ", "x=", "Answer: ", "The answer = ", "Total cost = ", "Answer:\n", "total: "]
+LABELS = ["x = ", "x=", "Answer: ", "The answer = ", "Total cost = ", "Answer:\n", "total: ", "The answer is: "]
+LABELS += ["Number of eggs: ", r"\text{Total: }", "Tom's total = "]
+SENTENCES = ["The answer is ", "So, the answer is ", "Tom has ", "She earns ", "There are ", "x is ", "#### "]
 UNITS = [" dollars", " km/h", " apples", " percent", "%", r"\%", " %", " per hour", " eggs a day", r"\text{ dollars}"]
+UNITS += ["cm", " m^2", " m²", r" \text{ m}^{2}", "°", r"^\circ", " °C", " square feet", " sq. ft.", " eggs (in total)"]
+UNITS += [
+    r"\,\text{cm}",
+    r"~\mathrm{kg}",
+    r"\;\textrm{ml}",
+    "/hour",
+    ", dollars",
+    " more red marbles",
+    " cups of flour",
+]
+UNITS += [
+    " people in total",
+    " times a day",
+    " years old",
+    " dollars left",
+    " pairs of shoes",
+    " miles per hour",
+    " each",
+]
+CURRENCIES = ["$", r"\$", "$ ", "€", "£", "¥", "₹ ", "US$", "USD ", "A$"]
 WRAPPERS = ["**{}**", "`{}`", "({})", "${}$", r"\({}\)", r"\[{}\]", r"\boxed{{{}}}", "**\n{}\n**", "$$ {} $$"]
+WRAPPERS += ["*{}*", "__{}__", '"{}"', "'{}'", "“{}”", r"\textbf{{{}}}", r"\mathrm{{{}}}", r"\left({}\right)"]
+AROUND_THE_NUMBER = ["**{}**", "*{}*", r"\boxed{{{}}}", r"\textbf{{{}}}", '"{}"', "`{}`", "${}$", r"\({}\)"]
+THOUSANDS = [",", "{,}", r"\,", "\u00a0", "\u2009", "\u202f", "'", r",\!"]
 SPACES = ["", "", "", " ", "\n", "\t", "\r\n", "\u00a0", "\u3000", " \n "]
+
+
+def write_fraction(rng, size: Fraction) -> str:
+    """One of the ways to write it as a fraction or a mixed number."""
+    factor = rng.randint(1, 12)
+    whole, rest = divmod(size.numerator, size.denominator)
+    top, bottom = size.numerator * factor, size.denominator * factor
+    forms = [f"{top}/{bottom}", *(rf"\{name}{{{top}}}{{{bottom}}}" for name in ("frac", "dfrac", "tfrac"))]
+    if top < 10 and bottom < 10:
+        forms.append(rf"\frac{top}{bottom}")
+    if whole and rest:
+        top = rest * factor
+        forms += [f"{whole} {top}/{bottom}", rf"{whole}\frac{{{top}}}{{{bottom}}}"]
+    if Fraction(rest, size.denominator) == Fraction(1, 2):
+        forms.append(f"{whole or ''}½")
+    return rng.choice(forms)
 
 
 def write(rng, number: Fraction) -> str:
@@ -74,24 +116,36 @@ def write(rng, number: Fraction) -> str:
     size, form = abs(number), rng.randrange(5)
     whole, _, decimals = plain(size).partition(".")
     if form == 0:
-        factor = rng.randint(1, 12)
-        top, bottom = size.numerator * factor, size.denominator * factor
-        text = rng.choice([f"{top}/{bottom}", rf"\frac{{{top}}}{{{bottom}}}", rf"\dfrac{{{top}}}{{{bottom}}}"])
+        text = write_fraction(rng, size)
     else:
         if form == 1 and len(whole) > 3:
-            whole = f"{int(whole):,}"
+            whole = f"{int(whole):,}".replace(",", rng.choice(THOUSANDS))
         elif form == 2:
             whole = "0" * rng.randint(1, 3) + whole
         elif form == 3 and whole == "0" and decimals:
             whole = ""
         decimals += "0" * rng.choice([0, 0, 0, 1, 2, 5])
         text = whole + ("." + decimals if decimals else "")
-    currency = rng.choice(["", "", "", "$", r"\$", "$ "])
     sign = rng.choice(["-", "−", "–", "- "]) if number < 0 else rng.choice(["", "", "", "+"])
-    text = sign + currency + text + rng.choice(["", "", "", *UNITS]) + rng.choice(["", "", "."])
-    for _ in range(rng.choice([0, 0, 0, 1, 1, 2, 3])):
-        layer = rng.choice([*WRAPPERS, *(label.replace("{", "{{") + "{}" for label in LABELS)])
+    money = rng.random()
+    if money < 0.3:
+        text = sign + rng.choice(CURRENCIES) + text
+    elif money < 0.4:
+        text = sign + text + rng.choice(["€", " €", "£", "$"])
+    else:
+        text = sign + text
+    unit = rng.choice(UNITS) if rng.random() < 0.5 and not 0.3 <= money < 0.4 else ""
+    layers = rng.choice([0, 0, 0, 1, 1, 2, 3])
+    if layers == 0 and money > 0.4 and unit[:1] == " " and unit != " %" and rng.random() < 0.3:
+        text = rng.choice(AROUND_THE_NUMBER).format(text)
+    text += unit + rng.choice(["", "", "."])
+    if layers == 0 and rng.random() < 0.3:
+        text = rng.choice(SENTENCES) + text
+    for _ in range(layers):
+        layer = rng.choice([*WRAPPERS, *(label.replace("{", "{{").replace("}", "}}") + "{}" for label in LABELS)])
         text = layer.format(text)
+    if layers == 0 and rng.random() < 0.1:
+        text = rng.choice(["**Answer:** ", "**Final answer**: "]) + text
     text = rng.choice(SPACES) + text + rng.choice(SPACES)
     return text if len(text.strip()) <= evaluator.MAX_ANSWER_CHARS else plain(number)
 
@@ -113,18 +167,35 @@ OTHER_DIGITS = [
 TWO = [" or ", ", ", " and ", "\n", "; ", " ", " - ", "±", "=", " = ", " to ", " | ", " / ", "–", " vs ", "->", "\x00"]
 MORE_THAN_A_NUMBER = [
     "{}!", "{}^1", "{}e0", "{}e999999999", "{}**1", "{}_0", "0x{}", "{}j", "{}k", "{} k", "int('{}')", "={}", "--{}",
-    "+-{}", "{}..", ",{}", "{},", "#{}", "≈{}", "~{}", "> {}", "x != {}", "x1 = {}", "{} thousand", "{} Million",
+    "+-{}", "{}..", ",{}", "{},", "#{}", "≈{}", "> {}", "x != {}", "x1 = {}", "{} thousand", "{} Million",
     "{} dozen", "{} squared", "{} and a half", "{} or nineteen", "{} plus two", "{} x", "[{}]", "{{{}}}", "<b>{}</b>",
-    "{}<br>", "({}", "{})", "**{}", "{}**", "{}$", "\\boxed{{{}", "\\text{{1}}{}", "\\frac{{{}}}", "1/0 {}", "{}/0",
-    "{}²", "⑱{}", "{}\u200b", "\u202e{}", "{}\ud800", "{}\x00", "{} if 1 else 0", "__import__('os').system('echo {}')",
+    "{}<br>", "({}", "{})", "**{}", "{}**", "\\boxed{{{}", "\\text{{1}}{}", "\\frac{{{}}}", "1/0 {}", "{}/0",
+    "{}²", "⑱{}", "\u202e{}", "{}\ud800", "{}\x00", "{} if 1 else 0", "__import__('os').system('echo {}')",
     "${{{}}}", "{}%%", "{} 😀", "{} " + "very " * 30, "{} a b c d e", "not {} but more", "Answer: {}: {}", "{}, {}",
     "{} {}", "1 {}", "{}(1)",
 ]  # fmt: skip
+CHANGING_BEHIND = (
+    "halves|thirds|tenths|hundredths|point five|percent of twenty|% of twenty|lakh|crore|divided by two"
+    "|times two|over two|less two|plus two|doubled|tripled|squared|cubed|score|gross|pi|i|n|y|x|M|bn|mln"
+    "|million|k dollars|thousand people|dozen eggs|nineteen|maybe nineteen|but perhaps nineteen|is wrong"
+    "|unless nineteen|more|more than twenty|fewer|less|short|below zero|degrees below zero|years ago"
+    "|hundred|hundred dollars|per hundred|out of twenty|of twenty|times more|times the price"
+    "|and fifty cents|dollars in debt|zorbs|to nineteen|minus|root two|in binary|万|万 元|million people"
+    "|m people|for two|by two|minutes to six|eggs, hens|eggs and hens|eggs times two|square|recurring"
+).split("|")
+CHANGING_BEFORE = (
+    "not = |not |not equal to: |minus x = |half of it = |half of |Twice the answer: |negative: |negative "
+    "|minus |wrong: |wrong answer: |The answer is not |The answer is about |The answer is half of |about "
+    "|less than |more than |at least |at most |approximately |The wrong answer is |x squared = "
+    "|square root of x = |a x = |x y = |ten x = |dozens: |thousands = |in lakhs: |Nobody has "
+    "|There are no |x ≠ |x > |x + 1 = |-x = |2x = |Answer: not |x = half of |The first answer is "
+    "|part of the answer: |Tom has about |Tom has twice |If x = |log x = |two times |incorrect: "
+).split("|")
 
 
 def near_miss(rng, number: Fraction) -> str:
     """An answer that has to do with the number and does not state it, or not alone."""
-    digits, kind = plain(number), rng.randrange(6)
+    digits, kind = plain(number), rng.randrange(8)
     if kind == 0:
         return write(rng, other_number(rng, number))
     if kind == 1:
@@ -135,11 +206,16 @@ def near_miss(rng, number: Fraction) -> str:
         return digits.translate(rng.choice(OTHER_DIGITS))
     if kind == 3 and len(digits.lstrip("-")) > 1 and "." not in digits:
         place = rng.randrange(1 + (number < 0), len(digits))
-        strange = rng.choice([" ", "_", "'", "\u200b", "\x00", "\u00ad", "٬", "\ud800", "·", "\n", "<b>", ", ", "."])
+        strange = rng.choice([" ", "_", "\u200b", "\x00", "\u00ad", "٬", "\ud800", "·", "\n", "<b>", ", ", "."])
         return digits[:place] + strange + digits[place:]
     if kind == 4:
         a = rng.randint(1, 99)
         return rng.choice([f"{plain(number - a)}+{a}", f"{plain(number + a)} - {a}", f"{digits}*1", f"{digits}×1"])
+    if kind == 5:
+        space = rng.choice([" ", " ", r"~", r"\ "])
+        return rng.choice(["", "", "$"]) + digits + space + rng.choice(CHANGING_BEHIND) + rng.choice(["", "."])
+    if kind == 6:
+        return rng.choice(CHANGING_BEFORE) + rng.choice(["", "$"]) + digits + rng.choice(["", " dollars", "."])
     return rng.choice(MORE_THAN_A_NUMBER).format(digits, digits)
 
 
@@ -261,6 +337,8 @@ def grade(case: Case) -> tuple[dict[str, float], str | None]:
 def crude_reading(answer: str) -> Fraction | None:
     """The size of the number in an accepted answer: its digits, with nothing but its point or fraction bar kept."""
     digits = re.sub("[^0-9./]", "", answer.replace("}{", "/")).strip("./")
+    if len(digits) > evaluator.MAX_ANSWER_CHARS:
+        return None
     return Fraction(digits) if re.fullmatch(r"[0-9]*\.?[0-9]+|[0-9]+/[0-9]*[1-9][0-9]*", digits) else None
 
 

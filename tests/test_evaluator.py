@@ -8,11 +8,12 @@ import signal
 from fractions import Fraction
 
 import pytest
-from grader_tables import DIGITS_5000, EQUAL, NEVER_18, NEVER_OTHER, STRUCTURE, blocks, expand
+from grader_tables import CHANGED_18, DIGITS_5000, EQUAL, NEVER_18, NEVER_OTHER, STRUCTURE, blocks, expand
 from hypothesis import given
 from hypothesis import strategies as st
 
 import evaluator
+from engine.units import BEHIND, CHANGING, COUNTED_PLURALS, LABEL_WORDS, LENGTHS, LINKS, SUBJECTS, UNITS
 from evaluator import (
     REWARDS,
     TAGS,
@@ -43,6 +44,33 @@ def test_equal_answers(gold, candidate):
 def test_never_18(candidate):
     assert answers_match(candidate, "18") is False
     assert accuracy_reward(blocks(candidate), "18") == 0.0
+
+
+def test_a_thing_that_the_question_counts_is_a_unit():
+    question = "How many zorbs and 12 quarters does he own, if half of the 30 Flings are gone and 3 dozen kleps came?"
+    for text in ("18 zorbs", "18 flings", "18 quarters", "18 fling", "$18 zorbs", "18 zorbs in total", "zorbs: 18"):
+        assert answers_match(text, "18", question) is True
+        assert answers_match(text, "18") is False
+        assert accuracy_reward(blocks(text), "18", "reasoning", question) == 1.0
+    for text in ("18 half", "18 halves", "18 dozen", "18 gone", "18 many", "18 owns", "18 if", "half: 18", *CHANGED_18):
+        assert answers_match(text, "18", question) is False or text == "18 quarters"
+
+
+@pytest.mark.parametrize("question", [" ", "a" * 10**6, "how many " * 10**5, "1 " * 10**6, "\ud800s", "18 halves"])
+def test_a_hostile_question_names_nothing(question, no_hang):
+    assert answers_match("18 halves", "18", question) is False
+    assert answers_match("18", "18", question) is True
+
+
+def test_a_word_that_changes_a_value_is_never_a_unit():
+    for word in CHANGING:
+        assert answers_match(f"18 {word} eggs", "18", f"how many {word}") is (word in ("more", "fewer")), word
+        if word not in LABEL_WORDS | LINKS | SUBJECTS:
+            assert answers_match(f"{word.capitalize()} has 18 eggs", "18", f"how many {word}") is False, word
+
+
+def test_no_word_is_a_unit_and_changes_a_value():
+    assert not CHANGING & (UNITS | LENGTHS | COUNTED_PLURALS | BEHIND)
 
 
 @pytest.mark.parametrize("candidate, gold", NEVER_OTHER)
@@ -225,6 +253,37 @@ def test_reward_hacks_score_nothing(completion):
         ("It is 1,234.50!", "1234.50"),
         ("12, 34", "34"),
         ("1,2345", "2345"),
+        # whole numbers or none, never a piece of one
+        ("So the total is 9{,}500.", "9500"),
+        (r"So the total is $9\,500$.", "9500"),
+        (r"So \$1{,}234{,}567.50 in all", "1234567.50"),
+        ("9\u202f500 km", "9500"),
+        ("9'500 km", "9500"),
+        ("It costs $1.000.000", None),
+        ("It costs 1.000.000,50", "50"),
+        ("on 12/25/2020", None),
+        ("on 2020-12-25", None),
+        ("at 3:30", None),
+        ("1.8e1", None),
+        ("1e-5", None),
+        ("0x12", None),
+        ("10^2", None),
+        ("10^{2}", None),
+        ("10^{-2}", None),
+        ("x_1", None),
+        ("1_8", None),
+        ("192.168.1.1", None),
+        (r"so \frac{1}{2} of it", "1/2"),
+        (r"so $\frac12$", "1/2"),
+        (r"so $-\dfrac{3}{4}$", "-3/4"),
+        ("2 1/2 hours", "2 1/2"),
+        ("2½ hours", "2 1/2"),
+        ("9 36/2", "36/2"),
+        ("It costs €18.", "18"),
+        ("= −18", "-18"),
+        ("x=-18", "-18"),
+        ("(5)-3", "3"),
+        ("between 17-18", "18"),
         ("1111,234", "234"),
         ("so -3", "-3"),
         ("so −3 degrees", "-3"),

@@ -23,6 +23,7 @@ import faults
 import fuzz_grader
 
 import evaluator
+from engine import numbers
 
 SLOW = "RUN_SLOW" in os.environ
 KILLS, SIGNALS = (30, 5) if SLOW else (3, 2)
@@ -175,21 +176,24 @@ def test_the_grader_withstands_hostile_text(seed):
 
 
 @pytest.mark.parametrize(
-    "name, broken, kind, problem",
+    "module, name, broken, kind, problem",
     [
-        ("extract_answer", lambda text, tags: text.rpartition("<answer>")[2].partition("</answer>")[0].strip(),
+        (evaluator, "extract_answer",
+         lambda text, tags: text.rpartition("<answer>")[2].partition("</answer>")[0].strip(),
          "near-miss", "accuracy is 1.0"),
-        ("_DASHES", {}, "equivalent", "accuracy is 0.0"),
-        ("_WRAPPER", re.compile("(?!)(x)"), "equivalent", "accuracy is 0.0"),
-        ("MAX_ANSWER_CHARS", 10, "equivalent", "accuracy is 0.0"),
-        ("_NOT_A_UNIT", re.compile("(?!)"), "near-miss", "accuracy is 1.0"),
-        ("_split_blocks", lambda text, tags: None, "equivalent", "0.0"),
-        ("parse_number", lambda text: float(text), "soup", "raised"),
-        ("answers_match", lambda text, gold: text is not None, "soup", "accepted the answer"),
+        (numbers, "_SIGNS", {}, "equivalent", "accuracy is 0.0"),
+        (numbers, "_STYLE", re.compile("(?!)(x)"), "equivalent", "accuracy is 0.0"),
+        (numbers, "MAX_ANSWER_CHARS", 10, "equivalent", "accuracy is 0.0"),
+        (numbers, "_is_unit", lambda *_: True, "near-miss", "accuracy is 1.0"),
+        (numbers, "_is_lead", lambda words, sign, things: sign == "=", "near-miss", "accuracy is 1.0"),
+        (numbers, "_without_latex", lambda text: text, "equivalent", "accuracy is 0.0"),
+        (evaluator, "_split_blocks", lambda text, tags: None, "equivalent", "0.0"),
+        (evaluator, "parse_number", lambda text, question=None: float(text), "soup", "raised"),
+        (evaluator, "answers_match", lambda text, gold, question=None: text is not None, "soup", "accepted the answer"),
     ],
 )  # fmt: skip
-def test_the_fuzzer_notices_a_broken_grader(monkeypatch, name, broken, kind, problem):
-    monkeypatch.setattr(evaluator, name, broken)
+def test_the_fuzzer_notices_a_broken_grader(monkeypatch, module, name, broken, kind, problem):
+    monkeypatch.setattr(module, name, broken)
     problems = fuzz_grader.fuzz_chunk("broken", 500).problems
     assert any(p.startswith(f"{kind}: ") and problem in p for p in problems)
 
