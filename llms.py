@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from engine import distributed
 from engine.attention import Packed, forward_hidden
+from engine.device import default_device
 from engine.head import draw_logprobs
 
 logging.disable_progress_bar()  # of loading weights: a line per model says nothing here
@@ -33,10 +34,10 @@ def load(
 ):
     """(model, tokenizer) of a hub name, a local folder, or an embedded model ("tiny", "tiny_student").
 
-    device: default cuda when there is one, else cpu. dtype: default float32, which is what learns; a copy for
+    device: default, engine.device.default_device(). dtype: default float32, which is what learns; a copy for
     sampling can be lower (make_actor). Raises ValueError, one line, when nothing can be loaded under that name.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     options = dict(trust_remote_code=trust_remote_code)
     tokenizer = _from_pretrained(AutoTokenizer, model_name, **options)
     options |= dict(dtype=dtype or torch.float32, use_safetensors=True)
@@ -121,7 +122,7 @@ def max_positions(config) -> int:
 
 def sampling_dtype() -> torch.dtype:
     """The precision of a model that only samples: bf16 on a GPU, else fp32."""
-    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return torch.bfloat16 if default_device().type == "cuda" else torch.float32
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

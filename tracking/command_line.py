@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from engine import device
+
 
 def parse_or_exit(parse: Callable[[list[str]], object]):
     """parse(arguments) -> the script's configuration. A ValueError ends the program with its line and exit code 2."""
@@ -21,14 +23,16 @@ def parse_or_exit(parse: Callable[[list[str]], object]):
 def run_script(main: Callable, *arguments) -> None:
     """Calls main(*arguments) and exits with its result, if it is a number.
 
-    A ValueError is a refusal: its line, exit code 2. An exception that has an `exit_code`, such as
-    training_run.TrainingStopped, ends with its line and that code.
+    A ValueError is a refusal: its line, exit code 2. So is an operator that Apple's mps lacks. An exception that has an
+    `exit_code`, such as training_run.TrainingStopped, ends with its line and that code.
     """
     try:
         sys.exit(main(*arguments))
     except KeyboardInterrupt:
         exit_with("interrupted", 130)
     except Exception as error:
+        if isinstance(error, NotImplementedError) and (line := device.missing_operator(error)):
+            exit_with(line, 2)
         code = 2 if isinstance(error, ValueError) else getattr(error, "exit_code", None)
         if code is None:
             raise
