@@ -1,31 +1,31 @@
 """doctor.py, readiness.py: findings are made when they should be and not otherwise; what is counted is right."""
 
 import copy
-import functools
 import json
 import os
 import re
 import shutil
 import statistics
 import sys
+import types
 
 import pytest
 import torch
-from random_models import FAMILIES, ROOT, random_model
+from random_models import ROOT, random_model
 from small_runs import small_dataset, tiny_config
 from tokenizers import normalizers
+from torch.torch_version import TorchVersion
 from transformers import AutoModelForCausalLM, Qwen2Config
-from transformers.initialization import no_init_weights
 
 import evaluator
 import llms
 import main
 import rldatasets
-from engine import kv_cache
+import update
 from rollout import generate
-from tracking import command_line, doctor, memory
+from tracking import command_line, doctor, memory, readiness
 from tracking.findings import Finding
-from tracking.run_config import PRESETS, GRPOConfig, parse_config
+from tracking.run_config import parse_config
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def data(tmp_path_factory):
 
 def config_for(data, **overrides):
     """A small run; the doctor looks at all of it in a second."""
-    return tiny_config(None, **(dict(dataset_path=data, max_completion_length=40, group_size=4) | overrides))
+    return tiny_config(**(dict(output_dir=None, dataset_path=data, max_completion_length=40, group_size=4) | overrides))
 
 
 def examined(config) -> dict[str, list[tuple[str, str]]]:
@@ -292,3 +292,187 @@ def test_memory_over_what_is_free(data, monkeypatch):
     assert level_with(0.99 * peak) == "problem"
     assert level_with(1.05 * peak) == "warning"
     assert level_with(1.2 * peak) == "ok"
+
+
+def test_free_memory_where_the_system_does_not_say(data, monkeypatch):
+    """macOS has no SC_AVPHYS_PAGES, and Windows no sysconf: psutil is asked; without it, the doctor says so."""
+
+    def sysconf(name):
+        raise ValueError("unrecognized configuration name")
+
+    def last_finding():
+        return [*doctor.examine_memory(config_for(data), llms.load_config("tiny"))][-1]
+
+    psutil = types.ModuleType("psutil")
+    psutil.virtual_memory = lambda: types.SimpleNamespace(available=7 * 2**30)
+    monkeypatch.setattr(os, "sysconf", sysconf)
+    monkeypatch.setitem(sys.modules, "psutil", psutil)
+    assert last_finding().text.endswith("7.0 GiB free")
+    monkeypatch.setitem(sys.modules, "psutil", None)  # importing it fails
+    finding = last_finding()
+    assert finding.level == "warning" and "how much is free is unknown here" in finding.text
+    monkeypatch.delattr(os, "sysconf")
+    assert last_finding() == finding
+    found = examined(config_for(data))
+    assert of_level(found, "problem") == set() and "time" in found
+
+
+@pytest.mark.parametrize("version, level", [("2.13.0+cpu", "ok"), ("2.11.0", "ok"), ("2.10.1", "problem")])
+def test_torch_version(version, level):
+    [finding] = readiness.examine_torch(TorchVersion(version))
+    assert finding.level == level and version in finding.text
+
+
+def cards_findings(monkeypatch, capability, head_dim=128, **overrides):
+    """{name: level} of what is said about a model on a made-up card."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "a card")
+    config = tiny_config(None, **overrides)
+    model_config = Qwen2Config(hidden_size=4 * head_dim, num_attention_heads=4)
+    return {f.name: f.level for f in readiness.examine_device(config, model_config, torch.device("cuda"))}
+
+
+def test_what_a_card_has(monkeypatch):
+    assert cards_findings(monkeypatch, (9, 0)) == {"device": "ok", "bf16": "ok", "head size": "ok"}
+    assert cards_findings(monkeypatch, (7, 5))["bf16"] == "problem"
+    assert cards_findings(monkeypatch, (7, 5), bf16=False) == {"device": "ok", "bf16": "warning"}
+    levels = {size: cards_findings(monkeypatch, (8, 0), size)["head size"] for size in (8, 12, 64, 100, 256, 264)}
+    assert levels == {8: "ok", 12: "warning", 64: "ok", 100: "warning", 256: "ok", 264: "warning"}
+
+
+def test_other_devices(data):
+    config, model_config = config_for(data), llms.load_config("tiny")
+    [finding] = readiness.examine_device(config, model_config, torch.device("cpu"))
+    assert finding.level == "ok"
+    [finding] = readiness.examine_device(config, model_config, torch.device("mps"))
+    assert finding.level == "warning" and "nothing here has been run on it" in finding.text
+
+
+def test_a_checkpoint_has_the_size_that_the_doctor_says(data, tmp_path):
+    config = config_for(data, output_dir=str(tmp_path / "run"), max_steps=4, save_steps=1, save_total_limit=1)
+    main.train(config)
+    parameters = memory.num_parameters(llms.load("tiny")[0])
+    [*folders] = (tmp_path / "run/checkpoints").glob("step-*")
+    for folder in folders:
+        size = sum((folder / name).stat().st_size for name in ("model.safetensors", "trainer_state.pt"))
+        assert size == pytest.approx(readiness.checkpoint_bytes(config, parameters), rel=0.02)
+    assert 1 <= len(folders) <= readiness.checkpoints_at_once(config) == 3
+
+
+@pytest.mark.parametrize(
+    "max_steps, save_steps, limit, count",
+    [(400, 50, 2, 4), (60, 60, 2, 1), (61, 60, 2, 2), (30, 60, 9, 1), (9, 1, 1, 3)],
+)
+def test_checkpoints_at_once(data, max_steps, save_steps, limit, count):
+    config = config_for(data, max_steps=max_steps, save_steps=save_steps, save_total_limit=limit)
+    assert readiness.checkpoints_at_once(config) == count
+
+
+def test_disk(data, tmp_path, monkeypatch):
+    config = config_for(data, output_dir=str(tmp_path / "not/yet/there"), max_steps=400, save_steps=50)
+    asked = []
+
+    def level_with(free):
+        disk = types.SimpleNamespace(free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: asked.append(folder) or disk)
+        [finding] = readiness.examine_disk(config, 1_543_714_304)
+        assert f"4 x 17.25 GiB of checkpoints, {free / 2**30:.1f} GiB free" in finding.text
+        assert ("--save_total_limit" in finding.text) == (finding.level != "ok")
+        return finding.level
+
+    needed = 4 * 12 * 1_543_714_304
+    assert [level_with(int(share * needed)) for share in (0.99, 1.05, 1.2)] == ["problem", "warning", "ok"]
+    assert set(asked) == {tmp_path}
+    refreshed = config_for(data, beta=0.1, reference_refresh_steps=5)
+    assert readiness.checkpoint_bytes(refreshed, 10) == 160  # the checkpoint holds the reference too
+
+
+# ---------------------------------------------------------------- hours
+
+
+@pytest.mark.parametrize("eval_steps, save_steps", [(2, 3), (5, 5), (9, 9), (3, 1)])
+def test_evaluations_are_counted_as_a_run_makes_them(data, tmp_path, monkeypatch, eval_steps, save_steps):
+    passes = []
+
+    def spy(*arguments, **options):
+        passes.append(options["temperature"])
+        return evaluate(*arguments, **options)
+
+    evaluate = evaluator.evaluate
+    monkeypatch.setattr(evaluator, "evaluate", spy)
+    soft = save_steps == 3
+    config = config_for(
+        data, output_dir=str(tmp_path / "run"), max_steps=7, eval_steps=eval_steps, save_steps=save_steps,
+        eval_problems=2, group_size=2, max_completion_length=8, soft_thinking=soft,
+    )  # fmt: skip
+    main.train(config)
+    assert doctor.passes_of_evaluation(config) == 2 + soft
+    assert len(passes) == doctor.num_evaluations(config) * doctor.passes_of_evaluation(config)
+
+
+@pytest.mark.parametrize(
+    "overrides, separate_actor",
+    [
+        (dict(minibatches=1), False),
+        (dict(minibatches=2), False),
+        (dict(minibatches=2), True),
+        (dict(minibatches=1, beta=0.1), True),
+        (dict(minibatches=2, beta=0.1, updates_per_rollout=2), True),
+    ],
+)
+def test_passes_without_gradient_are_counted_as_an_update_makes_them(
+    data, tokenizer, monkeypatch, overrides, separate_actor
+):
+    config = config_for(data, max_completion_length=6, **overrides)
+    policy = random_model(max_position_embeddings=512)
+    actor = copy.deepcopy(policy) if separate_actor else policy
+    reference = llms.make_reference(policy, bf16=False) if config.beta else None
+    rollout = generate(actor, tokenizer, ["Tom", "Mia"] * 2, group_size=4, max_new_tokens=6, seed=0)
+    passes = []
+    all_logprobs = update.all_logprobs
+    monkeypatch.setattr(update, "all_logprobs", lambda *args: passes.append(args[0]) or all_logprobs(*args))
+    optimizer = llms.make_optimizer(policy, 0.0)
+    advantages = torch.tensor([1.0, -1.0] * 8)
+    update.update(policy, actor, reference, optimizer, rollout, advantages, config)
+    assert len(passes) == doctor.num_forward_passes(config, separate_actor)
+
+
+def test_hours_are_added_up_from_what_was_timed(data):
+    config = config_for(
+        data, problems_per_step=8, max_steps=100, eval_steps=10, save_steps=50, eval_problems=64, beta=0.1,
+        minibatches=1, updates_per_rollout=1,
+    )  # fmt: skip
+    rollout = types.SimpleNamespace(texts=["a"] * 16, lengths=torch.full((16,), 10))
+    step = doctor.FirstStep([], rollout, sampling=8.0, update=4.0, forward=1.0)  # of 16 of 32 rows
+    speed, time = doctor.estimate_time(config, step, separate_actor=True, num_test_problems=32)
+    assert speed.text == (
+        "20 tokens/s; a step 26.0 s: rollout 16.0, update 8.0, other passes 2.0 (timed: 16 of 32 rows; "
+        "more at once are faster)"
+    )
+    seconds = 100 * 26 + 11 * 2 * 32 / 16 * 8  # 11 evaluations: at first, and after every ten steps
+    assert time.text.startswith(f"about {seconds / 60:.0f} minutes for 100 steps and 11 evaluations (2 x 32 answers ")
+
+
+def test_all_rows_are_timed_if_that_is_quick(data, monkeypatch):
+    config = config_for(data, problems_per_step=8, max_completion_length=8)
+    assert "(timed: 32 of 32 rows)" in examined(config)["speed"][0][1]
+    monkeypatch.setattr(doctor, "FULL_STEP_SECONDS", 0)
+    found = examined(config)
+    assert "(timed: 16 of 32 rows; more at once are faster)" in found["speed"][0][1]
+    assert re.search(r"of 16 answers are right \(95 % interval of 4 problems: \d+% to \d+%\)", found["pass rate"][0][1])
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory in a first step: lower --tokens_per_micro_batch"),
+        (NotImplementedError("The operator 'aten::x' is not currently implemented for the MPS device."), "mps has no"),
+    ],
+)
+def test_a_first_step_that_the_device_cannot_do(data, monkeypatch, error, said):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(doctor, "first_step", fail)
+    [(level, text)] = examined(config_for(data))["rollout"]
+    assert level == "problem" and said in text
