@@ -42,9 +42,8 @@ def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
         per_token = c.num_hidden_layers * H * 4 + per_layer
     positions = min(tokens, max(1, head.MAX_LOGITS // V))  # whose logits exist at the same time
 
-    # One step's logits in the lower precision, then five fp32 tensors: logits, log-probs, probabilities, entropy terms,
-    # cumulative sum.
-    step_logits = rows * V * (low + 5 * 4)
+    # Three fp32 tensors at once while a token is drawn: log-probs, probabilities, and entropy terms or cumulative sum.
+    step_logits = rows * V * 3 * 4
     prompts = min(rows, max(config.problems_per_step, config.eval_problems))  # that are read in one call
 
     cache = f"keys and values of {rows} rows"
@@ -98,7 +97,7 @@ def activation_bytes(model_config, autocast: bool) -> tuple[float, float]:
         small = copy.deepcopy(model_config)
         small.num_hidden_layers, small.vocab_size, small.pad_token_id = num_layers, 8, None
         if getattr(small, "layer_types", None):
-            small.layer_types = small.layer_types[:num_layers]
+            small.layer_types = (small.layer_types * 2)[:num_layers]  # the model may have a single layer
         model = AutoModelForCausalLM.from_config(small)
         if autocast:  # on a GPU the norm is one kernel that saves only its input
             for module in model.modules():
