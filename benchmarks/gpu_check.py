@@ -74,6 +74,7 @@ def main(arguments):
     folder = args.output_dir or (Path(tempfile.mkdtemp(prefix="gpu_check-")) if args.smoke else ROOT / "plots/gpu")
     folder.mkdir(parents=True, exist_ok=True)
     size, results = (SMOKE if args.smoke else FULL), {}
+    gc.freeze()  # what is imported: collecting garbage in the children would read all of it
     for name in args.sections:
         section, limit = SECTIONS[name]
         started = time.monotonic()
@@ -169,7 +170,8 @@ class Size:
 FULL = Size(
     device="cuda", dtype=torch.bfloat16, shape="qwen2.5-1.5b", preset="qwen2.5-1.5b",
     flags=("--dataset_name", "arithmetic", "--max_prompt_length", "512"), mean_length=250,
-    decode=dict(rows=[8, 64, 256], context=[280, 573, 1298], steps=32, rounds=3, warmup=1), draws=2**16, group_size=4, tokens=24,
+    decode=dict(rows=[8, 64, 256], context=[280, 573, 1298], steps=32, rounds=3, warmup=1),
+    draws=2**16, group_size=4, tokens=24,
     flash=dict(rows=16, heads=12, kv_heads=2, dim=128, longest=1298), run_flags=("--eval_problems", "256"),
     distill_flags=(), runs=60,
 )  # fmt: skip
@@ -386,8 +388,8 @@ def memory_flat(size: Size, results: dict) -> dict:
     for _ in range(6):
         for temperature in (1.0, 0.0):
             rollout.generate(
-                model, tokenizer, [decode.WORD * 20] * 4, group_size=8, max_new_tokens=size.tokens, temperature=temperature,
-                stop_ids=[], seed=0,
+                model, tokenizer, [decode.WORD * 20] * 4, group_size=8, max_new_tokens=size.tokens,
+                temperature=temperature, stop_ids=[], seed=0,
             )  # fmt: skip
         used.append(in_use())
     reference = weakref.ref(model)
