@@ -27,6 +27,7 @@ from transformers.utils import logging
 
 from engine import distributed, model_folder, probe
 from engine.attention import Packed, forward_hidden
+from engine.device import default_device
 from engine.head import draw_logprobs
 from engine.probe import max_positions as max_positions  # which every script asks for beside the configuration
 
@@ -43,11 +44,11 @@ def load(
 ):
     """(model, tokenizer) of a hub name, a local folder, or an embedded model ("tiny", "tiny_student").
 
-    device: default cuda when there is one, else cpu. dtype: default float32, which is what learns; a copy for
+    device: default, engine.device.default_device(). dtype: default float32, which is what learns; a copy for
     sampling can be lower (make_actor). Raises ValueError, one line, when nothing can be loaded under that name, or when
     sampling and training would not be right for a model of its family (engine/probe.py).
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = device or default_device()
     load_config(model_name, trust_remote_code)  # what it refuses costs no loading of weights
     tokenizer = load_tokenizer(model_name, trust_remote_code)
     options = dict(trust_remote_code=trust_remote_code, dtype=dtype or torch.float32, use_safetensors=True)
@@ -200,7 +201,7 @@ def _why_not(error: Exception, is_folder: bool) -> str:
 
 def sampling_dtype() -> torch.dtype:
     """The precision of a model that only samples: bf16 on a GPU, else fp32."""
-    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    return torch.bfloat16 if default_device().type == "cuda" else torch.float32
 
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -304,6 +304,13 @@ def _template(tokenizer, tags: str, date: str | None) -> chat_templates.Template
     return chat_templates.template_of(tokenizer, INSTRUCTION.format(think=tags), tags, date)
 
 
+def layout_note(tokenizer, tags: str) -> str | None:
+    """Says that the instruction is in the user turn, where the chat template does not show a system message."""
+    if _template(tokenizer, tags, None).layout is chat_templates.in_system_turn:
+        return None
+    return "the template shows no system message: the instruction is in the user turn"
+
+
 @dataclass(frozen=True)
 class PromptFormat:
     """How problems are asked: the options of build_prompt, together. `resolve` adds what depends on the tokenizer."""

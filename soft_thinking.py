@@ -193,6 +193,7 @@ def main():
     import llms
     import rldatasets
     from rollout import generate
+    from tracking import checkpoints
 
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--model_name", default="tiny", help="hub name, local folder, or an embedded model")
@@ -209,6 +210,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     try:
+        args.model_name = checkpoints.resolve_model_name(args.model_name)
         soft = SoftThinking(
             k=args.soft_thinking_k,
             temperature=args.soft_thinking_temperature,
@@ -223,10 +225,11 @@ def main():
         soft.check_reserve(tokenizer)
         problems = rldatasets.load_problems("arithmetic", "test", max(1, args.num_problems))
         common = dict(max_new_tokens=args.max_new_tokens, seed=args.seed)
+        prompt_format = rldatasets.PromptFormat().resolve(tokenizer)
         for question in args.prompt or [problems[0].question]:
             print(question)
             for name, mode in (("normal", None), ("soft", soft)):
-                prompt = rldatasets.build_prompt(tokenizer, question)
+                prompt = prompt_format.prompt(tokenizer, question)
                 rollout = generate(model, tokenizer, [prompt], temperature=args.temperature, soft=mode, **common)
                 print(f"\n{name}:\n{format_trace(rollout, tokenizer)}")
         if args.num_problems > 0:
@@ -238,7 +241,7 @@ def main():
                 (f"soft, K = {soft.k}", dict(temperature=args.temperature, soft=soft)),
             ]
             for name, options in modes:
-                r = evaluator.evaluate(model, tokenizer, problems, **options, **common)
+                r = evaluator.evaluate(model, tokenizer, problems, prompt_format=prompt_format, **options, **common)
                 print(
                     f"{name:16} accuracy {r['accuracy']:6.1%} [{r['accuracy_low']:.1%}, {r['accuracy_high']:.1%}]"
                     f"  length {r['length']:5.1f}  soft steps {r['soft_share']:6.1%}  top weight {r['top_weight']:.3f}"

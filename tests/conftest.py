@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here may reach for the n
 # Before torch is imported:
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side, a process a core
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is compared bit for bit here is so on a CPU alone
+os.environ["R1_DEVICE"] = "cpu"  # the same where Apple's GPU would be taken
 
 import browser
 import pytest

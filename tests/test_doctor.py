@@ -1,31 +1,31 @@
-"""doctor.py, memory.py: findings are made when they should be and not otherwise; the table equals real tensors."""
+"""doctor.py, readiness.py: findings are made when they should be and not otherwise; what is counted is right."""
 
 import copy
-import functools
 import json
 import os
 import re
 import shutil
 import statistics
 import sys
+import types
 
 import pytest
 import torch
-from random_models import FAMILIES, ROOT, random_model
+from random_models import ROOT, random_model
 from small_runs import small_dataset, tiny_config
 from tokenizers import normalizers
+from torch.torch_version import TorchVersion
 from transformers import AutoModelForCausalLM, Qwen2Config
-from transformers.initialization import no_init_weights
 
 import evaluator
 import llms
 import main
 import rldatasets
-from engine import kv_cache
+import update
 from rollout import generate
-from tracking import command_line, doctor, memory
+from tracking import command_line, doctor, memory, readiness
 from tracking.findings import Finding
-from tracking.run_config import PRESETS, GRPOConfig, parse_config
+from tracking.run_config import parse_config
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def data(tmp_path_factory):
 
 def config_for(data, **overrides):
     """A small run; the doctor looks at all of it in a second."""
-    return tiny_config(None, **(dict(dataset_path=data, max_completion_length=40, group_size=4) | overrides))
+    return tiny_config(**(dict(output_dir=None, dataset_path=data, max_completion_length=40, group_size=4) | overrides))
 
 
 def examined(config) -> dict[str, list[tuple[str, str]]]:
@@ -120,7 +120,7 @@ def test_it_leaves_nothing_behind(data, monkeypatch):
 @pytest.mark.parametrize("name", ["./nowhere", "some-one/no-such-model"])
 def test_a_model_that_does_not_load_ends_the_examination(data, name):
     found = examined(config_for(data, model_name=name))
-    assert list(found) == ["model"]
+    assert list(found) == ["torch", "model"]
     [(level, text)] = found["model"]
     assert level == "problem" and f"cannot load model {name!r}" in text
 
@@ -275,175 +275,7 @@ def test_exit_code_and_summary(data, monkeypatch, capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []  # it writes nothing
 
 
-# ---------------------------------------------------------------- memory
-
-
-def table_of(model_config, on_gpu=False, **overrides):
-    settings = dict(problems_per_step=2, group_size=2, max_prompt_length=64, max_completion_length=32) | overrides
-    return memory.memory_table(tiny_config(None, minibatches=1, **settings), model_config, on_gpu)
-
-
-def size_of(tensors):
-    """Bytes; what is there twice counts once."""
-    return sum({t.data_ptr(): t.numel() * t.element_size() for t in tensors}.values())
-
-
-def entry(table, start):
-    [value] = [value for name, value in table.items() if name.startswith(start)]
-    return value
-
-
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_weights_gradients_and_moments_against_real_ones(family, tied):
-    model = random_model(family, tie_word_embeddings=tied)
-    on_cpu, on_gpu = (table_of(model.config, on_gpu, beta=0.1) for on_gpu in (False, True))
-    optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.arange(9)[None], labels=torch.arange(9)[None]).loss.backward()
-    optimizer.step()
-    moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
-    for table in (on_cpu, on_gpu):
-        assert entry(table, "policy") == size_of(model.parameters())
-        assert entry(table, "gradients") == size_of(p.grad for p in model.parameters())
-        assert entry(table, "Adam") == size_of(moments)
-    assert "actor, bf16" not in on_cpu
-    assert entry(on_gpu, "actor") == size_of(llms.make_actor(model, torch.bfloat16).parameters())
-    assert entry(on_cpu, "reference") == size_of(llms.make_reference(model, bf16=False).parameters())
-    biases = size_of(p for name, p in llms.make_reference(model, bf16=True).named_parameters() if "bias" in name)
-    assert entry(on_gpu, "reference") == pytest.approx(
-        size_of(llms.make_reference(model, bf16=True).parameters()), abs=biases
-    )
-    assert "reference" not in table_of(model.config)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_keys_and_values_against_those_of_a_real_rollout(family, tokenizer, monkeypatch):
-    held = []
-    original = kv_cache.DenseKVCache.__init__
-
-    def remember(self, *arguments):
-        original(self, *arguments)
-        held.append(self)
-
-    monkeypatch.setattr(kv_cache.DenseKVCache, "__init__", remember)
-    model = random_model(family)
-    prompts = ["Mia has 12 eggs.", "Tom has 5."]
-    generate(model, tokenizer, prompts, group_size=3, max_new_tokens=32, seed=0, stop_ids=[])
-    longest = max(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
-    blocks = [block for pair in held[0].blocks for block in pair]
-    assert len(blocks) == 2 * model.config.num_hidden_layers
-    shape = dict(problems_per_step=2, group_size=3, max_prompt_length=longest)
-    assert entry(table_of(model.config, **shape), "rollout: keys and values of 6 rows") == size_of(blocks)
-
-    on_gpu = kv_cache.FlatKVCache(model.config, 6, 256, torch.device("cpu"), torch.bfloat16)  # whole 256 tokens a row
-    stores = [store for pair in on_gpu.layers for store in pair]
-    assert entry(table_of(model.config, on_gpu=True, **shape), "keys and values of 6 rows") == size_of(stores)
-
-
-class NormThatKeepsItsInput(torch.autograd.Function):
-    """What the fused norm of a GPU keeps, but for a number a token."""
-
-    @staticmethod
-    def forward(context, hidden, weight):
-        context.save_for_backward(hidden)
-        return hidden * weight
-
-
-def saved_for_backward(model, num_tokens, autocast):
-    """Bytes of the tensors that one pass keeps for the backward pass, without the weights."""
-    kept, weights = {}, {p.untyped_storage().data_ptr() for p in model.parameters()}
-
-    def pack(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage
-        return tensor
-
-    inputs = torch.randn(1, num_tokens, model.config.hidden_size)
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
-    ):
-        model.base_model(inputs_embeds=inputs, use_cache=False)
-    return sum(storage.nbytes() for storage in kept.values())
-
-
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_activations_against_a_direct_count_at_full_depth(family, autocast):
-    """Two lengths, since what does not grow with the tokens (bf16 casts of weights) is not counted here."""
-    model = random_model(family, num_hidden_layers=5, hidden_size=64, intermediate_size=160)
-    if autocast:
-        llms.fuse_norms(model)  # which modules a GPU fuses, it knows; what is kept then, see above
-        for module in model.modules():
-            if "forward" in vars(module):
-                module.forward = lambda hidden, weight=module.weight: NormThatKeepsItsInput.apply(hidden, weight)
-    per_token, per_layer = memory.activation_bytes(model.config, autocast)
-    counted = (saved_for_backward(model, 96, autocast) - saved_for_backward(model, 48, autocast)) / 48
-    assert per_token == pytest.approx(counted, rel=1e-3)
-    assert 0 < 4 * per_layer < per_token < 6 * per_layer
-
-
-def test_gradient_checkpointing_keeps_the_layers_inputs_and_one_layer(tokenizer):
-    c = random_model(num_hidden_layers=5).config
-    plain, checkpointed = (table_of(c, gradient_checkpointing=on) for on in (False, True))
-    _, per_layer = memory.activation_bytes(c, False)
-    tokens = max(64 + 32, min(2048, 4 * 96))
-    name = f"update: activations of {tokens} tokens"
-    assert checkpointed[name] == tokens * (5 * c.hidden_size * 4 + per_layer) < plain[name]
-
-
-def test_the_peak_is_what_stays_and_the_larger_of_the_two_phases():
-    for overrides in (dict(group_size=512), dict(), dict(beta=0.1)):
-        table = table_of(random_model().config, **overrides)
-        phase = {"rollout": 0, "update": 0, "stays": 0}
-        for name, size in table.items():
-            phase[name.split(":")[0] if ":" in name else "stays"] += size if name != "peak" else 0
-        assert table["peak"] == phase["stays"] + max(phase["rollout"], phase["update"])
-        assert (phase["rollout"] > phase["update"]) == (overrides.get("group_size") == 512)
-        assert all(size > 0 for size in table.values())
-
-
-REAL_SIZES = {  # shape and parameters of the checkpoints that the presets name
-    "1.5B": (
-        dict(hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, intermediate_size=8960), 1_543_714_304,
-    ),
-    "0.5B": (
-        dict(hidden_size=896, num_hidden_layers=24, num_attention_heads=14, intermediate_size=4864), 494_032_768,
-    ),
-}  # fmt: skip
-
-
-@functools.cache
-def activations_of(size):
-    """Bytes per token at the full width; without initial values, which would take most of the time."""
-    with no_init_weights():
-        return memory.activation_bytes(qwen_config(size), True)
-
-
-def qwen_config(size):
-    return Qwen2Config(
-        vocab_size=151_936, num_key_value_heads=2, max_position_embeddings=32_768, tie_word_embeddings=True,
-        **REAL_SIZES[size][0],
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "preset, size, gib", [("qwen2.5-1.5b", "1.5B", 80), ("qwen2.5-1.5b-base", "1.5B", 80), ("qwen2.5-0.5b", "0.5B", 24)]
-)
-def test_presets_fit_the_gpus_that_they_name(preset, size, gib, monkeypatch):
-    activations = activations_of(size)
-    monkeypatch.setattr(memory, "activation_bytes", lambda config, autocast: activations)
-    shape, parameters = REAL_SIZES[size]
-    for overrides in (dict(), dict(beta=0.04)):
-        table = memory.memory_table(GRPOConfig(**(PRESETS[preset] | overrides)), qwen_config(size), on_gpu=True)
-        assert entry(table, "policy") == 4 * parameters
-        assert entry(table, "actor") == 2 * parameters
-        assert 0.3 * gib * 2**30 < table["peak"] < 0.9 * gib * 2**30
-    rows, width = (16 * 16, 1536) if size == "1.5B" else (8 * 16, 1024)  # 512 + 786, in whole 256s; 512 + 512
-    head_dim = shape["hidden_size"] // shape["num_attention_heads"]
-    by_hand = rows * width * 2 * shape["num_hidden_layers"] * 2 * head_dim * 2  # keys and values, 2 heads, bf16
-    assert entry(table, "keys and values") == by_hand
+# ---------------------------------------------------------------- machine
 
 
 def test_memory_over_what_is_free(data, monkeypatch):
@@ -460,3 +292,187 @@ def test_memory_over_what_is_free(data, monkeypatch):
     assert level_with(0.99 * peak) == "problem"
     assert level_with(1.05 * peak) == "warning"
     assert level_with(1.2 * peak) == "ok"
+
+
+def test_free_memory_where_the_system_does_not_say(data, monkeypatch):
+    """macOS has no SC_AVPHYS_PAGES, and Windows no sysconf: psutil is asked; without it, the doctor says so."""
+
+    def sysconf(name):
+        raise ValueError("unrecognized configuration name")
+
+    def last_finding():
+        return [*doctor.examine_memory(config_for(data), llms.load_config("tiny"))][-1]
+
+    psutil = types.ModuleType("psutil")
+    psutil.virtual_memory = lambda: types.SimpleNamespace(available=7 * 2**30)
+    monkeypatch.setattr(os, "sysconf", sysconf)
+    monkeypatch.setitem(sys.modules, "psutil", psutil)
+    assert last_finding().text.endswith("7.0 GiB free")
+    monkeypatch.setitem(sys.modules, "psutil", None)  # importing it fails
+    finding = last_finding()
+    assert finding.level == "warning" and "how much is free is unknown here" in finding.text
+    monkeypatch.delattr(os, "sysconf")
+    assert last_finding() == finding
+    found = examined(config_for(data))
+    assert of_level(found, "problem") == set() and "time" in found
+
+
+@pytest.mark.parametrize("version, level", [("2.13.0+cpu", "ok"), ("2.11.0", "ok"), ("2.10.1", "problem")])
+def test_torch_version(version, level):
+    [finding] = readiness.examine_torch(TorchVersion(version))
+    assert finding.level == level and version in finding.text
+
+
+def cards_findings(monkeypatch, capability, head_dim=128, **overrides):
+    """{name: level} of what is said about a model on a made-up card."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "a card")
+    config = tiny_config(None, **overrides)
+    model_config = Qwen2Config(hidden_size=4 * head_dim, num_attention_heads=4)
+    return {f.name: f.level for f in readiness.examine_device(config, model_config, torch.device("cuda"))}
+
+
+def test_what_a_card_has(monkeypatch):
+    assert cards_findings(monkeypatch, (9, 0)) == {"device": "ok", "bf16": "ok", "head size": "ok"}
+    assert cards_findings(monkeypatch, (7, 5))["bf16"] == "problem"
+    assert cards_findings(monkeypatch, (7, 5), bf16=False) == {"device": "ok", "bf16": "warning"}
+    levels = {size: cards_findings(monkeypatch, (8, 0), size)["head size"] for size in (8, 12, 64, 100, 256, 264)}
+    assert levels == {8: "ok", 12: "warning", 64: "ok", 100: "warning", 256: "ok", 264: "warning"}
+
+
+def test_other_devices(data):
+    config, model_config = config_for(data), llms.load_config("tiny")
+    [finding] = readiness.examine_device(config, model_config, torch.device("cpu"))
+    assert finding.level == "ok"
+    [finding] = readiness.examine_device(config, model_config, torch.device("mps"))
+    assert finding.level == "warning" and "nothing here has been run on it" in finding.text
+
+
+def test_a_checkpoint_has_the_size_that_the_doctor_says(data, tmp_path):
+    config = config_for(data, output_dir=str(tmp_path / "run"), max_steps=4, save_steps=1, save_total_limit=1)
+    main.train(config)
+    parameters = memory.num_parameters(llms.load("tiny")[0])
+    [*folders] = (tmp_path / "run/checkpoints").glob("step-*")
+    for folder in folders:
+        size = sum((folder / name).stat().st_size for name in ("model.safetensors", "trainer_state.pt"))
+        assert size == pytest.approx(readiness.checkpoint_bytes(config, parameters), rel=0.02)
+    assert 1 <= len(folders) <= readiness.checkpoints_at_once(config) == 3
+
+
+@pytest.mark.parametrize(
+    "max_steps, save_steps, limit, count",
+    [(400, 50, 2, 4), (60, 60, 2, 1), (61, 60, 2, 2), (30, 60, 9, 1), (9, 1, 1, 3)],
+)
+def test_checkpoints_at_once(data, max_steps, save_steps, limit, count):
+    config = config_for(data, max_steps=max_steps, save_steps=save_steps, save_total_limit=limit)
+    assert readiness.checkpoints_at_once(config) == count
+
+
+def test_disk(data, tmp_path, monkeypatch):
+    config = config_for(data, output_dir=str(tmp_path / "not/yet/there"), max_steps=400, save_steps=50)
+    asked = []
+
+    def level_with(free):
+        disk = types.SimpleNamespace(free=free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda folder: asked.append(folder) or disk)
+        [finding] = readiness.examine_disk(config, 1_543_714_304)
+        assert f"4 x 17.25 GiB of checkpoints, {free / 2**30:.1f} GiB free" in finding.text
+        assert ("--save_total_limit" in finding.text) == (finding.level != "ok")
+        return finding.level
+
+    needed = 4 * 12 * 1_543_714_304
+    assert [level_with(int(share * needed)) for share in (0.99, 1.05, 1.2)] == ["problem", "warning", "ok"]
+    assert set(asked) == {tmp_path}
+    refreshed = config_for(data, beta=0.1, reference_refresh_steps=5)
+    assert readiness.checkpoint_bytes(refreshed, 10) == 160  # the checkpoint holds the reference too
+
+
+# ---------------------------------------------------------------- hours
+
+
+@pytest.mark.parametrize("eval_steps, save_steps", [(2, 3), (5, 5), (9, 9), (3, 1)])
+def test_evaluations_are_counted_as_a_run_makes_them(data, tmp_path, monkeypatch, eval_steps, save_steps):
+    passes = []
+
+    def spy(*arguments, **options):
+        passes.append(options["temperature"])
+        return evaluate(*arguments, **options)
+
+    evaluate = evaluator.evaluate
+    monkeypatch.setattr(evaluator, "evaluate", spy)
+    soft = save_steps == 3
+    config = config_for(
+        data, output_dir=str(tmp_path / "run"), max_steps=7, eval_steps=eval_steps, save_steps=save_steps,
+        eval_problems=2, group_size=2, max_completion_length=8, soft_thinking=soft,
+    )  # fmt: skip
+    main.train(config)
+    assert doctor.passes_of_evaluation(config) == 2 + soft
+    assert len(passes) == doctor.num_evaluations(config) * doctor.passes_of_evaluation(config)
+
+
+@pytest.mark.parametrize(
+    "overrides, separate_actor",
+    [
+        (dict(minibatches=1), False),
+        (dict(minibatches=2), False),
+        (dict(minibatches=2), True),
+        (dict(minibatches=1, beta=0.1), True),
+        (dict(minibatches=2, beta=0.1, updates_per_rollout=2), True),
+    ],
+)
+def test_passes_without_gradient_are_counted_as_an_update_makes_them(
+    data, tokenizer, monkeypatch, overrides, separate_actor
+):
+    config = config_for(data, max_completion_length=6, **overrides)
+    policy = random_model(max_position_embeddings=512)
+    actor = copy.deepcopy(policy) if separate_actor else policy
+    reference = llms.make_reference(policy, bf16=False) if config.beta else None
+    rollout = generate(actor, tokenizer, ["Tom", "Mia"] * 2, group_size=4, max_new_tokens=6, seed=0)
+    passes = []
+    all_logprobs = update.all_logprobs
+    monkeypatch.setattr(update, "all_logprobs", lambda *args: passes.append(args[0]) or all_logprobs(*args))
+    optimizer = llms.make_optimizer(policy, 0.0)
+    advantages = torch.tensor([1.0, -1.0] * 8)
+    update.update(policy, actor, reference, optimizer, rollout, advantages, config)
+    assert len(passes) == doctor.num_forward_passes(config, separate_actor)
+
+
+def test_hours_are_added_up_from_what_was_timed(data):
+    config = config_for(
+        data, problems_per_step=8, max_steps=100, eval_steps=10, save_steps=50, eval_problems=64, beta=0.1,
+        minibatches=1, updates_per_rollout=1,
+    )  # fmt: skip
+    rollout = types.SimpleNamespace(texts=["a"] * 16, lengths=torch.full((16,), 10))
+    step = doctor.FirstStep([], rollout, sampling=8.0, update=4.0, forward=1.0)  # of 16 of 32 rows
+    speed, time = doctor.estimate_time(config, step, separate_actor=True, num_test_problems=32)
+    assert speed.text == (
+        "20 tokens/s; a step 26.0 s: rollout 16.0, update 8.0, other passes 2.0 (timed: 16 of 32 rows; "
+        "more at once are faster)"
+    )
+    seconds = 100 * 26 + 11 * 2 * 32 / 16 * 8  # 11 evaluations: at first, and after every ten steps
+    assert time.text.startswith(f"about {seconds / 60:.0f} minutes for 100 steps and 11 evaluations (2 x 32 answers ")
+
+
+def test_all_rows_are_timed_if_that_is_quick(data, monkeypatch):
+    config = config_for(data, problems_per_step=8, max_completion_length=8)
+    assert "(timed: 32 of 32 rows)" in examined(config)["speed"][0][1]
+    monkeypatch.setattr(doctor, "FULL_STEP_SECONDS", 0)
+    found = examined(config)
+    assert "(timed: 16 of 32 rows; more at once are faster)" in found["speed"][0][1]
+    assert re.search(r"of 16 answers are right \(95 % interval of 4 problems: \d+% to \d+%\)", found["pass rate"][0][1])
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory in a first step: lower --tokens_per_micro_batch"),
+        (NotImplementedError("The operator 'aten::x' is not currently implemented for the MPS device."), "mps has no"),
+    ],
+)
+def test_a_first_step_that_the_device_cannot_do(data, monkeypatch, error, said):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(doctor, "first_step", fail)
+    [(level, text)] = examined(config_for(data))["rollout"]
+    assert level == "problem" and said in text

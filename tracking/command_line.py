@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from engine import device
+
 
 def parse_or_exit(parse: Callable[[list[str]], object]):
     """parse(arguments) -> the script's configuration. A ValueError ends the program with its line and exit code 2."""
@@ -23,8 +25,8 @@ def run_script(main: Callable, *arguments) -> None:
     """Calls main(*arguments) and exits with its result, if it is a number.
 
     A ValueError is a refusal: its line, exit code 2. So is what the operating system refuses, as a write to a full
-    disk, and what LIBRARIES raise of their own. An exception that has an `exit_code`, such as
-    training_run.TrainingStopped, ends with its line and that code.
+    disk, what LIBRARIES raise of their own, and an operator that Apple's mps lacks. An exception that has an
+    `exit_code`, such as training_run.TrainingStopped, ends with its line and that code.
     """
     accept_any_output_encoding()
     try:
@@ -36,6 +38,8 @@ def run_script(main: Callable, *arguments) -> None:
             exit_with(error, 2)
         if hasattr(error, "exit_code"):
             exit_with(error, error.exit_code)
+        if isinstance(error, NotImplementedError) and (line := device.missing_operator(error)):
+            exit_with(line, 2)
         if is_of_the_surroundings(error):
             exit_with(f"{type(error).__name__}: {error}", 2)
         raise

@@ -2,6 +2,7 @@
 
 It prints one line per finding: ok, warning or problem, what it is about, and what to do about it.
 
+    machine               torch's version, the card, head sizes that its flash kernel takes, the disk (readiness.py)
     memory                a table of what the run will hold (memory.py), compared with what is free
     model and tokenizer   family, positions, stop ids, chat template, tags as tokens, sampling defaults
     data                  number of problems, lengths of their prompts, number of prompts that are too long
@@ -10,9 +11,9 @@ It prints one line per finding: ok, warning or problem, what it is about, and wh
 Left out on purpose: repairing anything. It names the flags; the user changes them.
 """
 
-import os
 import statistics
 import time
+from dataclasses import dataclass
 
 import torch
 
@@ -20,11 +21,16 @@ import evaluator
 import grpo
 import llms
 import rldatasets
-from rollout import generate
+from engine.device import default_device, missing_operator
+from engine.statistics import wilson_interval
+from rollout import Rollout, generate
+from tracking import checkpoints, readiness
 from tracking.findings import Finding, judge
-from tracking.memory import memory_table
+from tracking.memory import empty_model, memory_table, num_parameters
 
 GIB = 2**30
+FIRST_PROBLEMS = 4  # of a step, sampled first on a CPU
+FULL_STEP_SECONDS = 20  # all rows of a step are timed on a CPU if they are expected to take no longer than this
 
 
 def run(config) -> int:
@@ -39,22 +45,39 @@ def run(config) -> int:
 
 def examine(config):
     """Yields Findings. config: GRPOConfig. Continues after a problem with every check that is still possible."""
+    yield from readiness.examine_torch()
     try:  # memory first: loading a model that does not fit would end the process
-        yield from examine_memory(config, llms.load_config(config.model_name, config.trust_remote_code))
+        model_config = llms.load_config(config.model_name, config.trust_remote_code)
+        yield from readiness.examine_device(config, model_config, default_device())
+        yield from examine_memory(config, model_config)
+        yield from readiness.examine_disk(config, num_parameters(empty_model(model_config)))
         model, tokenizer = llms.load(config.model_name, trust_remote_code=config.trust_remote_code)
     except ValueError as error:
         yield Finding("problem", "model", str(error))
         return
     yield from examine_model(config, model, tokenizer)
-    problems = []
+    yield from examine_saving(model, tokenizer)
+    problems, num_test_problems = [], config.eval_problems
     try:
         problems = rldatasets.load_problems(config.dataset_name, "train", path=config.dataset_path)
-        rldatasets.load_problems(config.dataset_name, "test", config.eval_problems, config.dataset_path)
+        test = rldatasets.load_problems(config.dataset_name, "test", config.eval_problems, config.dataset_path)
+        num_test_problems = len(test)
+        if note := rldatasets.overlap_note(problems, test):
+            yield Finding("warning", "data", note)
     except ValueError as error:
         yield Finding("problem", "data", str(error))
-    if problems:
+    if not problems:
+        return
+    try:
         yield from examine_prompts(config, tokenizer, problems)
-        yield from examine_rollout(config, model, tokenizer, problems)
+        yield from examine_rollout(config, model, tokenizer, problems, num_test_problems)
+    except torch.OutOfMemoryError:
+        advice = "lower --tokens_per_micro_batch, --problems_per_step or --max_completion_length"
+        yield Finding("problem", "rollout", "out of memory in a first step", advice=advice)
+    except NotImplementedError as error:
+        if not (text := missing_operator(error)):
+            raise
+        yield Finding("problem", "rollout", text)
 
 
 # ---------------------------------------------------------------- model and tokenizer
@@ -123,7 +146,17 @@ def examine_prompt_style(config, tokenizer):
         return
     chat = style == "chat" or (style == "auto" and tokenizer.chat_template)
     yield Finding("ok", "prompt", "the tokenizer's chat template" if chat else "R1-Zero's plain template")
-    prompt = config.prompt_format().prompt(tokenizer, "1 + 1?")
+    try:
+        prompt_format = config.prompt_format(tokenizer)
+        prompt = prompt_format.prompt(tokenizer, "1 + 1?")
+    except ValueError as error:
+        yield Finding("problem", "prompt", str(error))
+        return
+    if prompt_format.opens_reasoning:
+        text = f"the template begins the answer with {prompt_format.opens_reasoning!r}: graded as part of it"
+        yield Finding("ok", "prompt", text)
+    if chat and (note := rldatasets.layout_note(tokenizer, config.tags)):
+        yield Finding("ok", "prompt", note)
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
     if tokenizer.decode(ids, clean_up_tokenization_spaces=False) != prompt:
         yield Finding("warning", "round trip", "the tokenizer does not give the prompt back as it was")
@@ -137,6 +170,16 @@ def examine_prompt_style(config, tokenizer):
 
 
 # ---------------------------------------------------------------- data
+
+
+def examine_saving(model, tokenizer):
+    """Yields a Finding: whether a checkpoint of this model can be written at all."""
+    try:
+        checkpoints.try_saving(model, tokenizer)
+    except ValueError as error:
+        yield Finding("problem", "saving", str(error))
+    else:
+        yield Finding("ok", "saving", "configuration and tokenizer can be written")
 
 
 def examine_prompts(config, tokenizer, problems):
@@ -163,13 +206,18 @@ def examine_prompts(config, tokenizer, problems):
 
 def examine_memory(config, model_config):
     """Yields the rows of the memory table, and a Finding that compares the peak with the free memory."""
-    on_gpu = torch.cuda.is_available()
-    table = memory_table(config, model_config, on_gpu)
+    device = default_device()
+    table = memory_table(config, model_config, on_gpu=device.type == "cuda")
     for name, size in table.items():
         if name != "peak":
             yield Finding("ok", "memory", f"{size / GIB:8.2f} GiB  {name}")
-    free = torch.cuda.mem_get_info()[0] if on_gpu else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    text = f"{table['peak'] / GIB:8.2f} GiB  at the peak, {free / GIB:.1f} GiB free"
+    free = readiness.free_memory(device)
+    peak = f"{table['peak'] / GIB:8.2f} GiB  at the peak"
+    if free is None:
+        advice = "compare it yourself, or pip install psutil"
+        yield Finding("warning", "memory", f"{peak}; how much is free is unknown here", advice=advice)
+        return
+    text = f"{peak}, {free / GIB:.1f} GiB free"
     if table["peak"] > free:
         advice = "lower --tokens_per_micro_batch, or --gradient_checkpointing, or a smaller model"
         yield Finding("problem", "memory", text, advice=advice)
@@ -180,44 +228,109 @@ def examine_memory(config, model_config):
 # ---------------------------------------------------------------- a first rollout
 
 
-def examine_rollout(config, model, tokenizer, problems):
-    """Yields Findings from a few groups that are sampled, graded and taken through the backward pass.
+@dataclass
+class FirstStep:
+    """What a first step gave and took. The times are seconds, after a warm-up."""
+
+    problems: list[rldatasets.Problem]
+    rollout: Rollout
+    sampling: float
+    update: float  # forward and backward pass of all rows, once
+    forward: float  # without gradient; 0 if the run never does that
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.rollout.texts)
+
+
+def examine_rollout(config, model, tokenizer, problems, num_test_problems: int):
+    """Yields Findings from answers that are sampled, graded and taken through the backward pass.
 
     Their rewards show whether training has a signal, and their times give an estimate for the whole run.
     """
     try:
         problems = rldatasets.drop_long_prompts(problems, tokenizer, config.max_prompt_length, config.prompt_format())
-        mode = config.rollout_mode()
-        mode.check_reserve(tokenizer)
+        config.rollout_mode().check_reserve(tokenizer)
     except ValueError as error:
         yield Finding("problem", "rollout", str(error))
         return
-    device = model.device
-    actor = llms.make_actor(model, torch.bfloat16 if config.uses_bf16(device) else torch.float32)
-    count = min(4, config.problems_per_step)
-    chosen = rldatasets.problems_of_step(problems, 1, count, config.seed)
-    prompts = [config.prompt_format().prompt(tokenizer, p.question) for p in chosen]
-    options = dict(temperature=config.temperature, stop_tag=config.stop_tag(), soft=mode, seed=config.seed)
-    generate(actor, tokenizer, prompts[:1], max_new_tokens=2, seed=0)  # warm-up: the first call is slower
-    started = time.perf_counter()
-    rollout = generate(
-        actor, tokenizer, prompts, group_size=config.group_size, max_new_tokens=config.max_completion_length, **options
-    )
-    wait_for(device)
-    rollout_seconds = time.perf_counter() - started
+    actor = llms.make_actor(model, torch.bfloat16 if config.uses_bf16(model.device) else torch.float32)
+    step = first_step(config, model, actor, tokenizer, problems)
+    yield from examine_answers(config, step, config.prompt_format(tokenizer))
+    yield from estimate_time(config, step, separate_actor=actor is not model, num_test_problems=num_test_problems)
 
-    records = evaluator.grade(rollout, chosen, evaluator.parse_rewards(config.rewards), config.prompt_format())
+
+def first_step(config, policy, actor, tokenizer, problems) -> FirstStep:
+    """Samples and differentiates a step's answers, without an optimizer.
+
+    On a GPU: all rows, twice. The first time records graphs and makes kernels ready, the second is timed. On a CPU: a
+    few problems first, and then all if they are expected to take FULL_STEP_SECONDS at most.
+    """
+    all_problems = rldatasets.problems_of_step(problems, 1, config.problems_per_step, config.seed)
+    options = dict(
+        group_size=config.group_size, temperature=config.temperature, stop_tag=config.stop_tag(),
+        soft=config.rollout_mode(), seed=config.seed,
+    )  # fmt: skip
+
+    def take(problems) -> FirstStep:
+        prompts = [config.prompt_format().prompt(tokenizer, p.question) for p in problems]
+        started = time.perf_counter()
+        rollout = generate(actor, tokenizer, prompts, max_new_tokens=config.max_completion_length, **options)
+        wait_for(actor.device)
+        sampling = time.perf_counter() - started
+        update = seconds_of_pass(config, policy, rollout)
+        needs_forward = num_forward_passes(config, separate_actor=actor is not policy) > 0
+        forward = seconds_of_pass(config, policy, rollout, gradient=False) if needs_forward else 0.0
+        return FirstStep(problems, rollout, sampling, update, forward)
+
+    if policy.device.type == "cuda":
+        take(all_problems)
+        return take(all_problems)
+    prompt = config.prompt_format().prompt(tokenizer, all_problems[0].question)
+    generate(actor, tokenizer, [prompt], max_new_tokens=min(2, config.max_completion_length))  # warm-up
+    step = take(all_problems[:FIRST_PROBLEMS])
+    expected = len(all_problems) / len(step.problems) * (step.sampling + step.update + step.forward)
+    return take(all_problems) if len(all_problems) > FIRST_PROBLEMS and expected <= FULL_STEP_SECONDS else step
+
+
+def seconds_of_pass(config, model, rollout, gradient: bool = True) -> float:
+    """Time of one pass over all rows of the rollout: forward and backward, or forward alone. Deletes the gradients."""
+    started = time.perf_counter()
+    autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=config.uses_bf16(model.device))
+    for micro in llms.micro_batches(rollout, range(len(rollout.texts)), config.tokens_per_micro_batch):
+        with autocast, torch.set_grad_enabled(gradient):
+            logprobs = llms.completion_logprobs(model, rollout, config.temperature, micro)
+        if gradient:
+            logprobs.sum().backward()
+    model.zero_grad()
+    wait_for(model.device)
+    return time.perf_counter() - started
+
+
+def wait_for(device):
+    """Waits until the GPU has finished, so that a clock around the work measures it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def examine_answers(config, step: FirstStep, prompt_format):
+    """Yields Findings about what the answers of a first step earn."""
+    records = evaluator.grade(step.rollout, step.problems, evaluator.parse_rewards(config.rewards), prompt_format)
     rewards = torch.tensor([record["reward"] for record in records])
-    rows = len(records)
+    rows, count = step.num_rows, len(step.problems)
     passed = sum(record["correct"] for record in records) / rows
     formed = sum(record["format"] for record in records) / rows
-    cut_off = rollout.finish.count("length") / rows
+    cut_off = step.rollout.finish.count("length") / rows
     advantages = grpo.compute_advantages(rewards, config.group_size, "none").view(-1, config.group_size)
     no_signal = (advantages == 0).all(dim=1)
+    # Answers to one problem are alike, so the interval is that of so many problems, as in an evaluation.
+    low, high = wilson_interval(passed * count, count)
     yield judge(
         passed > 0,
         "pass rate",
-        f"{passed:.0%} of {rows} answers are right",
+        f"{passed:.0%} of {rows} answers are right (95 % interval of {count} problems: {low:.0%} to {high:.0%})",
         advice="with none right there is nothing to reinforce: an easier dataset, or a stronger model",
     )
     yield judge(
@@ -238,43 +351,56 @@ def examine_rollout(config, model, tokenizer, problems):
         f"{no_signal.float().mean():.0%} of {count} groups have equal rewards",
         advice="such groups teach nothing: larger groups, or problems neither too easy nor too hard",
     )
-    yield from estimate_time(config, model, rollout, rollout_seconds, len(problems))
 
 
-def estimate_time(config, model, rollout, rollout_seconds: float, num_problems: int):
+# ---------------------------------------------------------------- hours
+
+
+def num_evaluations(config) -> int:
+    """How many evaluations a run makes: before the first step, every eval_steps, and with every checkpoint
+    (TrainingRun.is_due)."""
+    steps = range(1, config.max_steps + 1)
+    return 1 + sum(
+        step % config.eval_steps == 0 or step % config.save_steps == 0 or step == config.max_steps for step in steps
+    )
+
+
+def passes_of_evaluation(config) -> int:
+    """Every test problem is answered once sampled and once greedily, and once softly where that is trained."""
+    return 2 + (config.rollout_mode().k > 1)
+
+
+def num_forward_passes(config, separate_actor: bool) -> int:
+    """Passes without gradient over the rows of a step: of the policy before its first update, if there are several
+    updates and another model sampled (update.update), and of the reference."""
+    several = config.updates_per_rollout * config.minibatches > 1
+    return (several and separate_actor) + (config.beta > 0)
+
+
+def estimate_time(config, step: FirstStep, separate_actor: bool, num_test_problems: int):
     """Yields Findings about speed and about the hours of the whole run.
 
-    The rollout and its update are scaled to the size of a step; evaluation answers min(eval_problems, num_problems)
-    problems twice, sampled and greedy.
+    What was timed is scaled to the rows of a step and to those of an evaluation. Not counted: the optimizer (about ten
+    milliseconds per billion parameters on a GPU), checkpoints and pictures. Rows without an advantage are counted,
+    although the update leaves them out.
     """
-    rows, tokens = len(rollout.texts), rollout.lengths.sum().item()
-    scale = config.problems_per_step * config.group_size / rows
-    rollout_of_step = scale * rollout_seconds
-    step = rollout_of_step + scale * config.updates_per_rollout * seconds_of_update(config, model, rollout)
-    evaluations = 2 + config.max_steps // config.eval_steps
-    evaluation = 2 * min(config.eval_problems, num_problems) / rows * rollout_seconds
-    minutes = (config.max_steps * step + evaluations * evaluation) / 60
-    text = f"{tokens / rollout_seconds:,.0f} tokens/s; a step {step:.1f} s, {rollout_of_step:.1f} s of it rollout"
-    yield Finding("ok", "speed", f"{text} (from {rows} rows: more at once are faster)")
+    all_rows = config.problems_per_step * config.group_size
+    scale = all_rows / step.num_rows
+    sampling, update = scale * step.sampling, scale * config.updates_per_rollout * step.update
+    forward = scale * num_forward_passes(config, separate_actor) * step.forward
+    seconds = sampling + update + forward
+    tokens = step.rollout.lengths.sum().item()
+    text = (
+        f"{tokens / step.sampling:,.0f} tokens/s; a step {seconds:.1f} s: rollout {sampling:.1f}, update {update:.1f}"
+    )
+    text += f", other passes {forward:.1f}" if forward else ""
+    text += f" (timed: {step.num_rows} of {all_rows} rows{'' if scale == 1 else '; more at once are faster'})"
+    yield Finding("ok", "speed", text)
+    problems, evaluations, passes = (
+        min(config.eval_problems, num_test_problems), num_evaluations(config), passes_of_evaluation(config)
+    )  # fmt: skip
+    evaluation = passes * problems / step.num_rows * step.sampling
+    minutes = (config.max_steps * seconds + evaluations * evaluation) / 60
     length = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes"
-    text = f"about {length} for {config.max_steps} steps and {evaluations} evaluations, at answers of this length"
-    yield Finding("ok", "time", text)
-
-
-def seconds_of_update(config, model, rollout) -> float:
-    """Time of the forward and backward pass of all rows of the rollout. Deletes the gradients afterwards."""
-    started = time.perf_counter()
-    autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=config.uses_bf16(model.device))
-    for micro in llms.micro_batches(rollout, range(len(rollout.texts)), config.tokens_per_micro_batch):
-        with autocast:
-            logprobs = llms.completion_logprobs(model, rollout, config.temperature, micro)
-        logprobs.sum().backward()
-    model.zero_grad()
-    wait_for(model.device)
-    return time.perf_counter() - started
-
-
-def wait_for(device):
-    """Waits until the GPU has finished, so that a clock around the work measures it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    text = f"about {length} for {config.max_steps} steps and {evaluations} evaluations ({passes} x {problems} answers "
+    yield Finding("ok", "time", f"{text}each), at answers of this length; checkpoints not counted")

@@ -1,7 +1,7 @@
 """How much memory a run of main.py will hold, computed before it starts: `main.py --doctor` prints the table.
 
 Left out on purpose: FSDP, which divides weights, gradients and moments among the processes; memory that the allocator
-cannot use because it is fragmented.
+cannot use because it is fragmented; torch's CUDA context, which is taken before the free memory is measured.
 """
 
 import copy
@@ -11,6 +11,10 @@ from transformers import AutoModelForCausalLM
 
 from engine import head
 
+# torch keeps one per pair of thread and stream that multiplies matrices, 32 MiB each on Hopper and 8 before: the main
+# thread on its own stream, on the one that warms graphs up and on the one that records them, and the backward thread.
+CUBLAS_WORKSPACES = 4 * 32 * 2**20
+
 
 def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
     """Name -> size in bytes of everything that one process of a run holds, and the "peak".
@@ -19,15 +23,15 @@ def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
     phase only. The phases never overlap, so the peak is the permanent part plus the larger phase.
 
     On a GPU the policy is fp32 under bf16 autocast, the actor is a bf16 copy, and the cache of keys and values stays
-    allocated between rollouts, in rows of a multiple of 256 tokens. On a CPU policy and actor are one fp32 model, and
-    each rollout allocates its own cache.
+    allocated between rollouts, in rows of a multiple of 256 tokens. So does the pool of the CUDA graphs, which share
+    the temporaries of the largest. On a CPU policy and actor are one fp32 model, and each rollout allocates its own
+    cache.
     """
     c, low = model_config, 2 if on_gpu else 4  # low: bytes of a number in the lower precision
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(c)
-    parameters = {id(p): p.numel() for p in model.parameters()}  # tied weights count once
-    N, matrices = sum(parameters.values()), sum(m.weight.numel() for m in model.modules() if type(m) is torch.nn.Linear)
+    model = empty_model(c)
+    N, matrices = num_parameters(model), sum(m.weight.numel() for m in model.modules() if type(m) is torch.nn.Linear)
     V, H = c.vocab_size, c.hidden_size
+    wide = getattr(c, "intermediate_size", None) or 4 * H  # of the feed-forward block
     head_dim = getattr(c, "head_dim", None) or H // c.num_attention_heads
     kv_bytes = 2 * c.num_hidden_layers * c.num_key_value_heads * head_dim * low  # per token
     rows = config.problems_per_step * config.group_size
@@ -38,6 +42,10 @@ def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
         per_token = c.num_hidden_layers * H * 4 + per_layer
     positions = min(tokens, max(1, head.MAX_LOGITS // V))  # whose logits exist at the same time
 
+    # Three fp32 tensors at once while a token is drawn: log-probs, probabilities, and entropy terms or cumulative sum.
+    step_logits = rows * V * 3 * 4
+    prompts = min(rows, max(config.problems_per_step, config.eval_problems))  # that are read in one call
+
     cache = f"keys and values of {rows} rows"
     permanent = {
         "policy, fp32": 4 * N,
@@ -46,12 +54,14 @@ def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
         "actor, bf16": 2 * N if on_gpu else 0,
         "reference": (4 * N - 2 * (matrices - V * H * c.tie_word_embeddings) * on_gpu) if config.beta > 0 else 0,
         cache: rows * -(-width // 256) * 256 * kv_bytes if on_gpu else 0,
+        f"CUDA graphs of {rows} rows": step_logits + rows * (3 * wide + 4 * H) * low if on_gpu else 0,
+        "cuBLAS workspaces": CUBLAS_WORKSPACES if on_gpu else 0,
     }
     rollout = {
         f"rollout: {cache}": 0 if on_gpu else rows * width * kv_bytes,
-        # logits in the lower precision, then five fp32 tensors: logits, log-probs, probabilities, entropy terms,
-        # cumulative sum
-        "rollout: one step's logits": rows * V * (low + 5 * 4),
+        "rollout: one step's logits": step_logits,  # on a GPU too: the first token is drawn outside the graphs
+        # The widest moment of a layer: three tensors of the feed-forward block, and its input and residual.
+        f"rollout: reading {prompts} prompts": prompts * config.max_prompt_length * (3 * wide + 4 * H) * low,
     }
     update = {
         "update: bf16 casts of the matrices": 2 * matrices if on_gpu else 0,
@@ -62,6 +72,17 @@ def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
     }
     table = {name: size for name, size in (permanent | rollout | update).items() if size}
     return table | {"peak": sum(permanent.values()) + max(sum(rollout.values()), sum(update.values()))}
+
+
+def empty_model(model_config):
+    """The model without its numbers, on the meta device."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(model_config)
+
+
+def num_parameters(model) -> int:
+    """Tied weights count once."""
+    return sum({id(p): p.numel() for p in model.parameters()}.values())
 
 
 def activation_bytes(model_config, autocast: bool) -> tuple[float, float]:
@@ -76,7 +97,7 @@ def activation_bytes(model_config, autocast: bool) -> tuple[float, float]:
         small = copy.deepcopy(model_config)
         small.num_hidden_layers, small.vocab_size, small.pad_token_id = num_layers, 8, None
         if getattr(small, "layer_types", None):
-            small.layer_types = small.layer_types[:num_layers]
+            small.layer_types = (small.layer_types * 2)[:num_layers]  # the model may have a single layer
         model = AutoModelForCausalLM.from_config(small)
         if autocast:  # on a GPU the norm is one kernel that saves only its input
             for module in model.modules():

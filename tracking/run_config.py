@@ -23,6 +23,7 @@ from types import NoneType, UnionType
 
 import evaluator
 import rldatasets
+from engine import device
 from engine.sampling_params import SAMPLINGS, STARTS, WEIGHTINGS, SoftThinking
 
 # The choices of grpo.py, which imports torch; a test compares them.
@@ -281,17 +282,30 @@ def parse(arguments: list[str], config_class, sections, presets: dict, gpu_prese
     """A config_class from the command line: defaults, overridden by the preset, overridden by the flags.
 
     gpu_preset: taken when no preset is asked for and a CUDA device is present; else it is "tiny". The choice is
-    printed, with its reason.
+    printed, with its reason. --device is no setting of the run, which may be resumed on another one: it is applied to
+    this process (engine/device.py).
     """
     parser = ArgumentParser(sections, prog=prog, description=description)
     parser.add_argument("--preset", choices=presets, help="a set of defaults")
-    preset_alone = ArgumentParser((), add_help=False)  # read first, so that --help shows the preset's defaults
-    preset_alone.add_argument("--preset", choices=presets)
-    preset, why = preset_alone.parse_known_args(arguments)[0].preset, "as asked"
-    if preset is None:
+    parser.add_argument(
+        "--device", choices=device.CHOICES, default="auto", help="where the models live; auto: cuda, else mps, else cpu"
+    )
+    first = ArgumentParser((), add_help=False)  # read first, so that --help shows the preset's defaults
+    first.add_argument("--preset", choices=presets)
+    first.add_argument("--device", choices=device.CHOICES, default="auto")
+    asked, why = first.parse_known_args(arguments)[0], "as asked"
+    if asked.device == "cuda" and not has_cuda_device():
+        raise ValueError("--device cuda: no CUDA device here")
+    preset = asked.preset
+    if preset is None and asked.device in ("mps", "cpu"):
+        preset, why = "tiny", f"--device {asked.device}"
+    elif preset is None:
         preset, why = (gpu_preset, "a CUDA device is here") if has_cuda_device() else ("tiny", "no CUDA device here")
     parser.set_defaults(**presets[preset], preset=preset)
-    config = config_class(**parse_flags(parser, arguments))
+    values = parse_flags(parser, arguments)
+    del values["device"]
+    config = config_class(**values)
+    device.choose(asked.device)  # only now, when nothing is left that could be refused
     if os.environ.get("RANK", "0") == "0":  # the main process, where several were launched
         print(f"preset {preset}: {why} (choose with --preset {'|'.join(presets)}; every flag overrides it)")
     return config
