@@ -78,6 +78,8 @@ def examine(config):
         if not (text := missing_operator(error)):
             raise
         yield Finding("problem", "rollout", text)
+    except ValueError as error:  # such as a template that cannot be used
+        yield Finding("problem", "rollout", str(error))
 
 
 # ---------------------------------------------------------------- model and tokenizer
