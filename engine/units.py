@@ -106,14 +106,15 @@ COUNTED = frozenset(
     widget wife window wing winner wolf woman word worker workout worm wrench yolk zebra zombie""".split()
 )
 COUNTED_PLURALS = frozenset(
-    """allowance area bacon bars beef budget butter calves candy cash cattle cereal change cheese children
-    chocolate coffee corn cream deer depth dice distance earnings energy fabric feet fish flour food fruit
-    fuel gas gasoline geese glasses gold grass hair ham hay height homework honey ice income jeans juice
-    knives land leaves lemonade length loaves marks meat men mice milk money oil oxen pants paper parts
-    pasta pay people pieces points popcorn portions profit rent revenue ribbon rice rope sales salmon salt
-    sand savings scarves scissors seconds sections segments series servings shares sheep shelves shorts
-    shrimp sides silver soda soil spaces species speed squares sugar tax taxes tea teeth them traffic
-    trout tuna volume wages water weight wheat width winnings wire wives wolves women wood""".split()
+    """allowance area bacon bars beef bread budget butter calves candy cash cattle cement cereal change cheese
+    children chocolate clothes coal coffee concrete corn cream deer depth dice dirt distance earnings
+    energy fabric feet fish flour food fruit fuel gas gasoline geese glasses gold grass gravel gum hair
+    ham hay height homework honey ice income jeans juice knives land leaves lemonade length loaves marks
+    meat medicine men mice milk money noodles oil oxen paint pants paper parts pasta pay people pieces
+    points popcorn portions profit rent revenue ribbon rice rope sales salmon salt sand savings scarves
+    scissors seconds sections segments series servings shares sheep shelves shorts shrimp sides silver
+    soda soil spaces spaghetti species speed squares sugar tax taxes tea teeth them traffic trout tuna
+    volume wages water weight wheat width wine winnings wire wives wolves women wood""".split()
 )
 
 # ---- Words around the number -----------------------------------------------------------------------------------------
@@ -238,7 +239,7 @@ def unit_kind(word: str, things: frozenset = frozenset()) -> str:
     return "U" if _is_counted(lower, things) else "?"
 
 
-_THING = "M* (?: (?: S[DI] | [DI]P? | U )+ | OP? )"  # red apples, square feet, m^2
+_THING = "M* (?: (?: S[DIO] | [DI]P? | U )+ | OP? )"  # red apples, square feet, m^2
 UNIT_PHRASE = re.compile(
     rf"""
     (?: T? {_THING} | C (?![FIL]) | Y | [TE]+ )?       # total apples; percent, but not percent of; €; left
@@ -272,6 +273,6 @@ def label_kind(word: str, things: frozenset = frozenset()) -> str:
     return "N" if word[0].isupper() and len(word) > 1 and lower not in CHANGING else "?"
 
 
-_LABEL = "(?: X | A*K [AWGH]* (?: [TF][AWGH]+ )* | [AWG][AWGH]* (?: F[AWG]+ )* (?:FX)? )"
+_LABEL = "(?: X | A*K [AWGH]* (?: [TF][AWGH]+ )* | [AWGH]+ (?: F[AWG]+ )* (?:FX)? )"
 LABEL = re.compile(f"{_LABEL} I*", re.VERBOSE)  # with = or : behind it
-SENTENCE = re.compile(f"(?: A? Q [IH]+ | {_LABEL} [IH]+ | A? N H+ )", re.VERBOSE)  # The answer is, Tom has
+SENTENCE = re.compile(rf"(?: A? Q [IH]+ | (?![HI]+\Z) {_LABEL} [IH]+ | A? N H+ )", re.VERBOSE)  # The answer is, Tom has
