@@ -187,6 +187,7 @@ def _is_unit(text, has_currency, things):
         text = text[:-1]
     if remark := _REMARK.fullmatch(text):
         text = f"{remark[1]} {remark[2]}"
+    text = text.replace(" left over", " leftover")
     glued, comma = text[0] not in " ,", text[0] == ","
     text = re.sub("(?<=[A-Za-z])-(?=[A-Za-z])", " ", text[comma:])  # kilowatt-hours
     kinds, first, place = "", "", 0
