@@ -109,7 +109,7 @@ def _plain(text):
     if "\\" in text or "^" in text:
         text = _POWER.sub(r"^\1", _DEGREE.sub("°", text))
         text = text.replace(r"\times", "×").replace(r"\left", "").replace(r"\right", "")
-    return _without_layers(_STYLE, text)
+    return _without_layers(_STYLE, text) if "\\" in text else " ".join(text.split())
 
 
 # ---- What stands around the number -----------------------------------------------------------------------------------
@@ -248,6 +248,8 @@ def parse_number(text: str | None, question: str | None = None) -> Fraction | No
     text = (text or "").strip(_INVISIBLE)
     if not text or len(text) > MAX_ANSWER_CHARS:
         return None
+    if (match := _NUMBER.fullmatch(text)) and not match["rest"]:
+        return _value(match)  # nothing around it, as in most golds and answers
     text, things = _plain(text), things_counted_in(question) if question else frozenset()
     number = _read(inner := _without_layers(_EMPHASIS, text), things)
     # Layers can only be told apart from outside where one is in another of its kind: **Answer: **18****.
