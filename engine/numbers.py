@@ -38,6 +38,7 @@ _INVISIBLE += "\u2028\u2029\u202f\u205f\u2060\u3000\ufeff"
 
 # Minus signs and dashes, quotation marks, the full stop of Chinese.
 _SIGNS = str.maketrans("−–‐‑‒﹣－“”„«»‘’。", "-" * 7 + '"' * 5 + "''.")
+_SIGNS |= {ord("℃"): "°C", ord("℉"): "°F"}
 
 _VULGAR = {"½": "1/2", "⅓": "1/3", "⅔": "2/3", "¼": "1/4", "¾": "3/4", "⅕": "1/5", "⅖": "2/5", "⅗": "3/5", "⅘": "4/5"}
 _VULGAR |= {"⅙": "1/6", "⅚": "5/6", "⅛": "1/8", "⅜": "3/8", "⅝": "5/8", "⅞": "7/8"}
@@ -108,7 +109,7 @@ def _plain(text):
     if "\\" in text or "^" in text:
         text = _POWER.sub(r"^\1", _DEGREE.sub("°", text))
         text = text.replace(r"\times", "×").replace(r"\left", "").replace(r"\right", "")
-    return _without_layers(_STYLE, text)
+    return _without_layers(_STYLE, text) if "\\" in text else " ".join(text.split())
 
 
 # ---- What stands around the number -----------------------------------------------------------------------------------
@@ -129,9 +130,14 @@ def _is_lead(words, sign, things):
     """Whether the words may stand in front of a number: a label (with = or :) or a sentence without its number."""
     first, comma, others = words.partition(", ")
     if comma and label_kind(first, things) == "A":  # So, the answer is
+        if not others:
+            return True
         words = others
-    kinds = "".join(label_kind(word, things) for word in words.split())
-    return len(kinds) <= MAX_WORDS and (LABEL if sign else SENTENCE).fullmatch(kinds) is not None
+    words = words.split()
+    if len(words) > MAX_WORDS:
+        return False
+    kinds = "".join(label_kind(word, things) for word in words)
+    return (LABEL if sign else SENTENCE).fullmatch(kinds) is not None
 
 
 def _without_lead(text, things):
@@ -167,12 +173,13 @@ _TOKEN = re.compile(
       | (?P<money> {CURRENCY} ) )""",
     re.X,
 )
+_IS_THE_ANSWER = re.compile(r"\ is\ (?:the|my|our)\ (?:(?:final|correct|total)\ )?(?:answer|result|total)\Z", re.X)
 _REMARK = re.compile(r"(.*[A-Za-z])\ \(([A-Za-z ]+)\)")  # 18 apples (in total)
 
 
 def _is_unit(text, has_currency, things):
     """Whether what stands behind a number leaves it as it is: nothing, or a unit."""
-    text = text.removesuffix(".").rstrip()
+    text = _IS_THE_ANSWER.sub("", text.removesuffix(".").rstrip())
     text = text[text.startswith(" ,") :]
     if not text:
         return True
@@ -180,10 +187,11 @@ def _is_unit(text, has_currency, things):
         text = text[:-1]
     if remark := _REMARK.fullmatch(text):
         text = f"{remark[1]} {remark[2]}"
+    text = text.replace(" left over", " leftover")
     glued, comma = text[0] not in " ,", text[0] == ","
     text = re.sub("(?<=[A-Za-z])-(?=[A-Za-z])", " ", text[comma:])  # kilowatt-hours
     kinds, first, place = "", "", 0
-    while place < len(text):
+    while place < len(text) and len(kinds) <= MAX_WORDS:
         token = _TOKEN.match(text, place)
         if token is None:
             return False
@@ -240,6 +248,8 @@ def parse_number(text: str | None, question: str | None = None) -> Fraction | No
     text = (text or "").strip(_INVISIBLE)
     if not text or len(text) > MAX_ANSWER_CHARS:
         return None
+    if (match := _NUMBER.fullmatch(text)) and not match["rest"]:
+        return _value(match)  # nothing around it, as in most golds and answers
     text, things = _plain(text), things_counted_in(question) if question else frozenset()
     number = _read(inner := _without_layers(_EMPHASIS, text), things)
     # Layers can only be told apart from outside where one is in another of its kind: **Answer: **18****.

@@ -54,75 +54,83 @@ CURRENCY_CODE = r"(?: USD | EUR | GBP | INR | JPY | CNY | RMB | CAD | AUD | NZD 
 # Singular; the plural is understood. A word whose singular means something else ("point", "part") is in
 # COUNTED_PLURALS.
 COUNTED = frozenset(
-    """acorn ad adult album alligator animal answer ant apartment appetizer apple apron artwork athlete
-    attendee avocado baby bag bagel baguette bale ball balloon banana band bandage basket basketball bat
-    batch bathroom bead beaker bean bear bed bedroom bee beer berry bicycle bike bill billboard bird
-    birdhouse biscuit blanket block blouse blueberry boat bolt bone book boot bottle bouquet bowl box boy
-    bracelet branch bread brick brother brownie brush bucket bug bugle building bulb bun bunch bundle
-    bunny burger burrito bus bush bushel butterfly button buyer cabin cabinet cake calf call camel camera
-    camper can candle candy cane cap car card carnation carpet carriage carrot carton case cat caterpillar
-    cent chair channel chapter character charger cheerleader cheesecake chef cherry chicken child chip
-    chocolate chore cigarette circle city clam class classmate classroom client clip cloud clove clown
-    coach coat coconut coffee coin color colour comic commercial company computer cone container cookie
-    copy cost counter country coupon course court cousin cow crab cracker crate crayon credit crew cricket
-    croissant crow cub cube cucumber cupcake curtain customer daisy daughter day deck decoration deer
-    demerit deposit desk dessert diamond diaper dinner disc dish dividend doctor dog doll dolphin domino
-    donut door doughnut dragon drawer drawing dress drink driver drop drum duck duckling ear earning
-    earring egg eggplant elephant email emerald employee engine engineer envelope episode eraser error
+    """acorn actor ad adult album alligator animal answer ant apartment appetizer apple apron article artwork
+    athlete attendee aunt avocado baby bag bagel baguette bale ball balloon banana band bandage bandaid
+    basket basketball bat batch bathroom bead beaker bean beanbag bear bed bedroom bee beer beetle berry
+    bicycle bike bill billboard bird birdhouse biscuit blanket block blouse blueberry boat bolt bone bonus
+    book boot bottle bouquet bowl box boy bracelet branch bread brick brochure brother brownie brush
+    bubble bucket bug bugle building bulb bun bunch bundle bunny burger burrito bus bush bushel butterfly
+    button buyer cabin cabinet cake calf call camel camera camper can candle candy cane cap car card
+    carnation carpet carriage carrot carton cartridge case cat caterpillar cent centipede chair channel
+    chapter character charger charm cheerleader cheesecake chef cherry chicken child chip chocolate chore
+    cigarette circle city clam class classmate classroom client clip cloud clove clown clownfish coach
+    coat coconut coffee coin color colour comic commercial company complaint computer cone container
+    cookie copy cost counter country coupon course court cousin cow crab cracker crate crayon credit crew
+    cricket croissant crop crow cub cube cucumber cupcake curtain cushion customer daisy dancer dandelion
+    daughter day deck decoration deer demerit deposit desk dessert diamond diaper diary digit dinner disc
+    dish dividend doctor dog doll dolphin domino donkey donut door doughnut dragon drawer drawing
+    dream dress drink driver driveway drop drum drummer duck duckling dumpling ear earning earring egg
+    eggplant elephant email emerald employee emu enchilada engine engineer envelope episode eraser error
     essay event exam exercise expense eye family fan farmer feather fee female fence figurine file film
-    fine finger fire firefighter firefly firework fish flag flavor flight flock floor flower flute fly
-    flyer follower foot footprint fork friend frog fruit game garage garden gate gem ghost gift giraffe
-    girl glass glove goal goat goldfish goose grade graduate grain grandchild grape grapefruit grave
-    grocery group guest guitar gumball guppy haircut hamburger hammer hat hedgehog hen herd highlighter
-    hit hole home homerun horse hospital hotdog house hut ice-cream idea individual ingredient insect
-    instrument interception invitation island item jacket jar jean jelly jellybean jewel job joke judge
-    juice jump kangaroo kernel key kid kind kite kitten knife lady ladybug lake lamb lamp lap laptop lawn
-    lawyer leaf leg lego lemon lesson letter level light lightbulb lily lime line lion litter lizard loaf
-    log lollipop lunch macaron machine magazine mailbox male man mango map marathon marble marigold marker
-    marshmallow mask match matchstick meal meatball medal meeting melon member message mile milkshake
-    minnow mirror mistake model monkey monster mouse movie muffin mug mushroom nail napkin necklace
-    neighbor neighborhood nephew nest newspaper niece note notebook novel number nurse nut object offer
-    officer omelet onion orange orchid order ornament owl ox oyster pack package packet page painting pair
-    pan pancake panda panel papaya paper parent park parrot participant party passenger pastry patient
-    patty paycheck payment pea peach peanut pear pearl pebble peg pen pencil penguin penny people pepper
-    peppermint person pet petal phone photo photograph piano pickle picture pie pig pigeon pile pill
-    pillow pilot pin pipe pizza plane planet plank plant plate player plum pocket poem popsicle post
-    postcard poster pot potato present president prize problem profit program project puddle pumpkin pup
-    puppet puppy purse puzzle question rabbit raccoon racer radish raisin raspberry rat reader recipe
-    record rectangle reindeer repair report request restaurant review ribbon ring river robot rock roll
-    room rooster rope rose round row rug runner sack salad salary sale sandwich sausage saving scarf
-    school scientist scoop scooter scorpion seashell seat seed seedling seller semester sentence serving
-    session set shark sheep sheet shelf shell ship shirt shoe shop shopper shot shovel show shrimp shrub
-    sibling sign singer sister skateboard sketch skirt slice slide slipper smoothie snack snail snake
-    sneaker snowball snowflake snowman soap sock soda sofa soldier son song soup spaceship spider spoke
-    spoon sport spot sprint squid squirrel stack stair stamp star state station statue steak step stick
-    sticker stitch stop store stork story straw strawberry street string student subject suit suitcase
-    sunflower supply surfer sweater sweet swimmer table tablet taco tail tank task taxi tea teacher team
-    tent test text textbook thing ticket tie tiger tile tin tip tire tissue toad toast token tomato tool
-    tooth toothbrush toothpick topping touchdown tourist towel tower town toy tractor trail train traveler
-    tray treat tree triangle trip trophy truck trumpet tub tulip tune turkey turn turtle twig umbrella
-    unicorn uniform unit vacation vampire van vase vegetable vehicle video violin visit visitor volunteer
-    vote voter waffle wage waiter walk wall wallet walnut watch watermelon werewolf whale wheel whistle
-    widget wife window wing winner wolf woman word worker workout worm wrench yolk zebra zombie""".split()
+    fine finger fire firefighter firefly firework fish flag flamingo flavor flight flock floor flower
+    flute fly flyer follower foot footprint fork fox friend frog fruit game garage garden gate gecko
+    gem gerbil ghost gift giraffe girl glass glove gnome goal goat goldfish goose grade graduate grain
+    grandchild granddaughter grandson grape grapefruit grave grocery group guest guitar gumball guppy
+    haircut hamburger hammer hamster hat hawk hedgehog hen herd highlighter hit hole home homerun horse
+    hospital hotdog house hummingbird hut ice-cream idea individual ingredient insect instrument
+    interception invitation island item jacket jar jean jelly jellybean jewel job joke judge juice jump
+    kangaroo kebab kernel key keychain kid kind kite kitten knife koala lady ladybug lake lamb lamp lap
+    laptop lawn lawyer leaf leg lego lemon lesson letter level light lightbulb lily lime line lion litter
+    lizard load loaf log lollipop lunch macaron machine magazine mailbox male man mango map marathon
+    marble marigold marker marshmallow mask match matchstick meal meatball medal meeting melon member
+    message mile milkshake millipede minivan minnow mirror mistake model monkey monster mouse movie muffin
+    mug mushroom nail napkin necklace necktie neighbor neighborhood nephew nest newspaper niece noodle
+    note notebook novel nugget number nurse nut object offer officer omelet onion orange orchid order
+    ornament ostrich owl ox oyster pack package packet page pail painting pair pallet pan pancake panda
+    panel papaya paper parakeet parent park parrot participant party passenger pastry patient patty
+    paycheck payment pea peach peanut pear pearl pebble peg pen pencil penguin penny people pepper
+    peppermint permit person pet petal phone photo photograph piano pickle picture pie pig pigeon pile
+    pill pillow pilot pin pipe pizza plane planet plank plant plate player plum pocket poem pony popsicle
+    post postcard poster pot potato present president pretzel prize problem profit program project puddle
+    pumpkin pup puppet puppy purse puzzle quesadilla question rabbit raccoon racer radish raisin raspberry
+    rat reader recipe record rectangle reindeer repair report reporter request restaurant review rib
+    ribbon ring river robot rock rod roll room roommate rooster rope rose round row rug runner sack salad
+    salary sale sandwich sapling sausage saving scarf school scientist scone scoop scooter scorpion screen
+    sculpture seagull seashell seat seed seedling seller semester sentence serving session set shark sheep
+    sheet shelf shell shingle ship shirt shoe shop shopper shot shovel show shrimp shrub sibling sign
+    singer sister skateboard sketch skip skirt slice slide slipper smoothie snack snail snake sneaker
+    snowball snowflake snowman soap sock soda sofa soldier son song soup spaceship spider spoke spoon
+    sport spot spray sprig sprint squid squirrel stack stair stall stamp star state station statue steak
+    step stick sticker stitch stop store stork story straw strawberry street string stripe student subject
+    suit suitcase sunflower supply surfer sweater sweet swimmer tab table tablet taco tail tank tarantula
+    task taxi tea teacher team tent test text textbook thing ticket tie tiger tile tin tip tire tissue
+    toad toast toenail token tomato tool tooth toothbrush toothpick topping tortilla touchdown tourist
+    towel tower town toy tractor trail train traveler tray treat tree triangle trip trophy truck trumpet
+    tub tulip tune turkey turn turtle twig umbrella uncle unicorn uniform unit vacation vampire van vase
+    vegetable vehicle video violin visit visitor volunteer vote voter waffle wage waiter walk wall wallet
+    walnut watch watermelon werewolf whale wheel whisker whistle widget wife window wing winner wolf woman
+    word worker workout worm wrench yolk zebra zit zombie""".split()
 )
 COUNTED_PLURALS = frozenset(
-    """allowance area bacon bars beef budget butter calves candy cash cattle cereal change cheese children
-    chocolate coffee corn cream deer depth dice distance earnings energy fabric feet fish flour food fruit
-    fuel gas gasoline geese glasses gold grass hair ham hay height homework honey ice income jeans juice
-    knives land leaves lemonade length loaves marks meat men mice milk money oil oxen pants paper parts
-    pasta pay people pieces points popcorn portions profit rent revenue ribbon rice rope sales salmon salt
-    sand savings scarves scissors seconds sections segments series servings shares sheep shelves shorts
-    shrimp sides silver soda soil spaces species speed squares sugar tax taxes tea teeth them traffic
-    trout tuna volume wages water weight wheat width winnings wire wives wolves women wood""".split()
+    """allowance area bacon bars beef bread budget butter calves candy cash cattle cement cereal change cheese
+    children chocolate clothes coal coffee concrete corn cream deer depth dice dirt distance earnings
+    energy fabric feet fish flour food fruit fuel furniture gas gasoline geese glasses gold grass gravel
+    gum hair ham hay height homework honey ice income jeans jewelry juice knives land leaves lemonade
+    length loaves luggage mail marks meat medicine men mice milk money noodles oil oxen paint pants paper
+    parts pasta pay people pieces points popcorn portions profit protein rent revenue ribbon rice rock
+    rope sales salmon salt sand savings scarves scissors seconds sections segments series servings shares
+    sheep shelves shorts shrimp sides silver soda soil spaces spaghetti species speed squares sugar tax
+    taxes tea teeth them traffic trout tuna volume wages water weight wheat width wine winnings wire wives
+    wolves women wood""".split()
 )
 
 # ---- Words around the number -----------------------------------------------------------------------------------------
 
 # Words after which a noun must follow ("18 more apples", but not "18 more").
 BEFORE_A_NOUN = frozenset(
-    """more fewer additional extra different new whole full empty small large big little red blue green
-    yellow white black brown pink purple orange golden stuffed female male adult baby other metric fluid
-    nautical us canadian american""".split()
+    """additional adult american baby baseball big black blue brown canadian different empty extra female fewer
+    fluid free full golden green hot large little male metal metric more nautical new orange other
+    pink plastic purple red regular small stuffed tennis us white whole wooden yellow""".split()
 )
 RATES = frozenset("per a an every".split())  # "18 per hour"
 LINKS = frozenset("for on at the his her their its my our your this that these".split())  # "18 for the tickets"
@@ -238,7 +246,7 @@ def unit_kind(word: str, things: frozenset = frozenset()) -> str:
     return "U" if _is_counted(lower, things) else "?"
 
 
-_THING = "M* (?: (?: S[DI] | [DI]P? | U )+ | OP? )"  # red apples, square feet, m^2
+_THING = "M* (?: (?: S[DIO] | [DI]P? | U )+ | OP? )"  # red apples, square feet, m^2
 UNIT_PHRASE = re.compile(
     rf"""
     (?: T? {_THING} | C (?![FIL]) | Y | [TE]+ )?       # total apples; percent, but not percent of; €; left
@@ -272,6 +280,6 @@ def label_kind(word: str, things: frozenset = frozenset()) -> str:
     return "N" if word[0].isupper() and len(word) > 1 and lower not in CHANGING else "?"
 
 
-_LABEL = "(?: X | A*K [AWGH]* (?: [TF][AWGH]+ )* | [AWG][AWGH]* (?: F[AWG]+ )* (?:FX)? )"
+_LABEL = "(?: X | A*K [AWGH]* (?: [TF][AWGH]+ )* | [AWGH]+ (?: F[AWG]+ )* (?:FX)? )"
 LABEL = re.compile(f"{_LABEL} I*", re.VERBOSE)  # with = or : behind it
-SENTENCE = re.compile(f"(?: A? Q [IH]+ | {_LABEL} [IH]+ | A? N H+ )", re.VERBOSE)  # The answer is, Tom has
+SENTENCE = re.compile(rf"(?: A? Q [IH]+ | (?![HI]+\Z) {_LABEL} [IH]+ | A? N H+ )", re.VERBOSE)  # The answer is, Tom has
