@@ -351,7 +351,9 @@ def train_student(
         state = checkpoints.load_trainer_state(name)
     policy, tokenizer = llms.load(checkpoints.resolve_model_name(str(name)), trust_remote_code=config.trust_remote_code)
     teacher, keep_ids = load_teacher(config, policy, tokenizer)
-    actor = llms.make_actor(policy, llms.sampling_dtype(), always_copy=config.fsdp)
+    actor = None  # samples for the student, where it writes answers itself
+    if config.on_policy_fraction > 0:
+        actor = llms.make_actor(policy, llms.sampling_dtype(), always_copy=config.fsdp)
     optimizer = make_trainable(policy, config, token_losses, state["optimizer"])
     stops = llms.stop_ids(policy, tokenizer)
     examples = [SFTExample(row["question"], completion_ids(row, tokenizer, stops, keep_ids, config)) for row in rows]
@@ -375,7 +377,8 @@ def train_student(
             set_learning_rate(optimizer, config, step, num_steps, decay="cosine")
             with run.timer("train"):
                 stats = update(policy, teacher, optimizer, rollout, config)
-                llms.sync_actor(actor, policy)
+                if actor is not None:
+                    llms.sync_actor(actor, policy)
             num_tokens = distributed.all_reduce_sum({"tokens": rollout.lengths.sum().item()})["tokens"]
             metrics = stats | {"on_policy": int(on_policy), "completion_length": num_tokens / config.batch_size}
             run.finish_step(metrics | run.times(num_tokens), note=f"loss {stats['loss']:.4f}")

@@ -27,7 +27,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import llms
-from engine.attention import forward_hidden, has_flash
+from engine.attention import forward_hidden, has_flash, head_dim
 from engine.cuda_graphs import StepGraphs
 from engine.head import head_logits
 from engine.kv_cache import DenseKVCache, FlatKVCache
@@ -150,6 +150,7 @@ class Decoder:
         device, B = self.model.device, len(prompts) * group_size
         for state in (self.tag_state, self.finished, *self.buffers.values()):
             state.zero_()
+        self.finished[B:] = True  # rows that this call does not use
         self.soft_controller.reset([prompt for prompt in prompts for _ in range(group_size)])
         lengths = torch.tensor([len(ids) for ids in prompt_ids], device=device)  # (P,)
         self.prompt_length[:B] = lengths.repeat_interleave(group_size)
@@ -176,7 +177,7 @@ class Decoder:
     def decode_step(self, rows: torch.Tensor, t: int | torch.Tensor) -> None:
         """Feeds what the rows (n,) drew at t - 1 and draws their tokens at t."""
         position = self.prompt_length[rows] + (t - 1)  # (n,)
-        self.cache.prepare_decode(rows, position)
+        self.cache.prepare_decode(rows, position, self.finished[rows])
         draws, weights = self.buffers["draws"][rows, t - 1], self.buffers["weights"][rows, t - 1]  # (n, K)
         inputs = llms.embed_mixture(self.model, draws, weights)[:, None]  # (n, 1, H)
         hidden = forward_hidden(self.model, inputs, position[:, None], self.cache)
@@ -300,7 +301,7 @@ _graph_decoders: "weakref.WeakKeyDictionary[PreTrainedModel, GraphDecoder]" = we
 
 def decoder_for(model, tokenizer, params: SamplingParams, num_rows: int, num_tokens: int) -> Decoder:
     """A new Decoder; on CUDA in 16 bits, the model's last GraphDecoder again if its parameters and sizes fit."""
-    if not has_flash(next(model.parameters())):
+    if not has_flash(next(model.parameters()).new_empty(0, head_dim(model.config))):
         return Decoder(model, tokenizer, params, num_rows, num_tokens)
     known = _graph_decoders.pop(model, None)
     fits = known and known.key == (tokenizer, params) and known.max_rows >= num_rows and known.max_tokens >= num_tokens
@@ -349,7 +350,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     try:
-        model, tokenizer = llms.load(args.model_name)
+        model, tokenizer = llms.load(args.model_name, dtype=llms.sampling_dtype())
         rollout = generate(
             model,
             tokenizer,

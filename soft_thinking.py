@@ -221,7 +221,7 @@ def main():
         )
         soft.check_budget(args.max_new_tokens)
         soft.check_vocabulary(llms.load_config(args.model_name).vocab_size)
-        model, tokenizer = llms.load(args.model_name)
+        model, tokenizer = llms.load(args.model_name, dtype=llms.sampling_dtype())
         soft.check_reserve(tokenizer)
         problems = rldatasets.load_problems("arithmetic", "test", max(1, args.num_problems))
         common = dict(max_new_tokens=args.max_new_tokens, seed=args.seed)

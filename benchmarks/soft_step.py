@@ -27,8 +27,8 @@ def main():
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=7, help="timed, after two that are not")
     args = parser.parse_args()
-    trained, tokenizer = llms.load(args.model_name)
-    model = type(trained)(trained.config).to(trained.device).eval()  # random weights never write the closing tag
+    model, tokenizer = llms.load(args.model_name, dtype=llms.sampling_dtype())
+    model.load_state_dict(type(model)(model.config).state_dict())  # random weights never write the closing tag
     problems = rldatasets.load_problems("arithmetic", "test", args.rows)
     prompts = [rldatasets.build_prompt(tokenizer, problem.question) for problem in problems]
     modes = {"normal": None} | {f"soft, K = {k}": SoftThinking(k=k, start="immediately") for k in (2, 3, 5)}
@@ -44,7 +44,7 @@ def main():
             if round_number >= 2:
                 seconds[name].append(time.perf_counter() - started)
             soft_share[name] = rollout.is_soft.float().mean().item()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {model.device}")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {model.device}, {model.dtype}")
     print(f"{args.rows} rows, {args.tokens} tokens each")
     normal = statistics.median(seconds["normal"])
     for name, times in seconds.items():

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from tracking import run_config
 from tracking.run_config import GRPOConfig, ModelAndData, Sampling, setting
 
+MAX_HEAD_DIM = 256  # of the flash kernel, as in attention.flash_takes_heads
 LOSSES = ("sft", "fkl", "rkl", "jsd")  # explained in losses.token_losses
 
 
@@ -131,9 +132,11 @@ class StudentConfig(NamedTuple):
         proportion. Raises ValueError, one line, when that cannot be."""
         config = copy.deepcopy(teacher_config)
         heads, depth, width = config.num_attention_heads, config.num_hidden_layers, self.width or config.hidden_size
-        if width % (2 * heads):  # rotary positions turn pairs of a head's numbers
+        head_dim = width / heads
+        if width != config.hidden_size and (head_dim % 8 or head_dim > MAX_HEAD_DIM):
             raise ValueError(
-                f"student width={width}: must be a multiple of {2 * heads}, for {heads} heads of even width"
+                f"student width={width}: must be a multiple of {8 * heads} up to {MAX_HEAD_DIM * heads}, because each "
+                f"of the {heads} heads needs a width that is a multiple of 8 for attention on a GPU"
             )
         if self.init == "teacher_layers" and (width != config.hidden_size or self.layers > depth):
             raise ValueError(
@@ -142,7 +145,7 @@ class StudentConfig(NamedTuple):
             )
         config.intermediate_size = config.intermediate_size * width // config.hidden_size
         config.num_hidden_layers, config.hidden_size = self.layers, width
-        if hasattr(config, "head_dim"):
+        if hasattr(config, "head_dim") and width != teacher_config.hidden_size:
             config.head_dim = width // heads
         if getattr(config, "layer_types", None):
             config.layer_types = [config.layer_types[layer] for layer in self.teacher_layers(depth)]

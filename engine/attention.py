@@ -87,13 +87,24 @@ def flash_attention(query, key, value, query_starts, key_starts, max_q, max_k, s
     )[0]
 
 
+def head_dim(config) -> int:
+    """Width of one attention head, of a model's configuration."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def has_flash(tensor: torch.Tensor) -> bool:
-    """Whether flash_attention takes tensors like this one."""
+    """Whether flash_attention takes tensors (..., head_dim) like this one."""
     return (
         tensor.is_cuda
         and tensor.dtype in (torch.bfloat16, torch.float16)
+        and flash_takes_heads(tensor.shape[-1])
         and torch.cuda.get_device_capability(tensor.device) >= (8, 0)
     )
+
+
+def flash_takes_heads(head_dim: int) -> bool:
+    """Whether flash_attention takes heads of this width."""
+    return head_dim % 8 == 0 and head_dim <= 256
 
 
 class Packed:

@@ -9,6 +9,7 @@ with rows that are finished: they write past their end, where nothing is read.
 New weights need no new graph, as long as they are copied in place (llms.sync_actor).
 """
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -26,23 +27,23 @@ class StepGraphs:
         self.t = torch.ones(1, dtype=torch.long, device=device)
         self.rows: dict[int, torch.Tensor] = {}
         self.graphs: dict[int, torch.cuda.CUDAGraph] = {}
-        side_stream = torch.cuda.Stream()
         for size in [max_rows, *reversed(batch_sizes(max_rows))]:  # the largest first: the others fit into its memory
             self.rows[size] = torch.arange(size, device=device)
-            self.graphs[size] = self._record(step, size, side_stream)
+            self.graphs[size] = self._record(step, size)
 
-    def _record(self, step, size: int, side_stream) -> torch.cuda.CUDAGraph:
+    def _record(self, step, size: int) -> torch.cuda.CUDAGraph:
         def run():
             step(self.rows[size], self.t)
             self.t += 1
 
         # torch asks for runs on a side stream before: what a first call allocates or chooses must not be recorded.
-        side_stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side_stream):
+        stream = side_stream(self.t.device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(2):
                 self.t.fill_(1)
                 run()
-        torch.cuda.current_stream().wait_stream(side_stream)
+        torch.cuda.current_stream().wait_stream(stream)
         self.t.fill_(1)
         graph = torch.cuda.CUDAGraph()
         pool = next(iter(self.graphs.values())).pool() if self.graphs else None
@@ -60,6 +61,12 @@ class StepGraphs:
             fillers = others.nonzero().squeeze(-1)[: size - len(rows)]
             self.rows[size].copy_(torch.cat([rows, fillers]))
         self.graphs[size].replay()
+
+
+@functools.cache
+def side_stream(device: torch.device):
+    """One for all recordings of the process: cuBLAS keeps a workspace for every stream it has ever worked on."""
+    return torch.cuda.Stream(device)
 
 
 def batch_sizes(max_rows: int) -> list[int]:

@@ -17,6 +17,21 @@ from transformers import PreTrainedModel
 # A chunk has at most this many logits, in fp32 (256 MiB): 441 positions of Qwen2.5's vocabulary. All positions of a
 # step of 256 rows with 225 tokens would be 35 GB.
 MAX_LOGITS = 2**26
+# On a GPU (1 GiB): each chunk passes over the gradient of the weights, which takes as long as 441 positions do.
+MAX_LOGITS_ON_GPU = 2**28
+
+
+def max_logits(device_type: str) -> int:
+    """Logits of a chunk, at most. device_type: "cuda", "cpu"..."""
+    return MAX_LOGITS_ON_GPU if device_type == "cuda" else MAX_LOGITS
+
+
+def product_in_fp32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a @ b in float32. (m, k), (k, n) -> (m, n). CUDA sums in float32 also where a and b have 16 bits, and can write
+    these sums as they are: not rounded, and without another pass to convert them."""
+    if a.is_cuda and a.dtype != torch.float32 and "dtype" in torch.ops.aten.mm.overloads():
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return (a @ b).float()
 
 
 def scale_and_cap(config) -> tuple[float, float | None]:
@@ -31,7 +46,12 @@ def scale_and_cap(config) -> tuple[float, float | None]:
 
 def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """The model's logits, as its own forward computes them. hidden: (..., H) -> (..., V) float32."""
-    logits = model.get_output_embeddings()(hidden).float()  # fp32 before any softmax
+    head = model.get_output_embeddings()
+    if hidden.is_cuda and hidden.dim() == 2 and head.bias is None and not torch.is_grad_enabled():
+        # Sampling: as in training, because bf16 logits, rounded differently on both sides, would differ by hundredths.
+        logits = product_in_fp32(hidden, head.weight.T)
+    else:
+        logits = head(hidden).float()  # fp32 before any softmax
     scale, cap = scale_and_cap(model.config)
     if scale != 1:
         logits = logits * scale
@@ -48,7 +68,7 @@ def draw_logprobs(
 
 
 class DrawLogprobs(torch.autograd.Function):
-    """Log-probs of draws, in chunks of at most MAX_LOGITS logits. hidden: (N, H), weight: (V, H), draws: (N, K), bias:
+    """Log-probs of draws, in chunks of at most max_logits logits. hidden: (N, H), weight: (V, H), draws: (N, K), bias:
     (V,) or None; scale and cap as in `scale_and_cap`.
 
     A single chunk is kept for the backward pass. Several are recomputed there, so the logits of at most one exist at
@@ -63,7 +83,8 @@ class DrawLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(context, hidden, weight, draws, temperature, bias=None, scale=1.0, cap=None):
-        device, size = hidden.device.type, max(1, MAX_LOGITS // len(weight))
+        device = hidden.device.type
+        size = max(1, max_logits(device) // len(weight))
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         low_bias = None if bias is None else bias.to(dtype)
         context.settings = dtype, temperature, scale, cap
@@ -101,9 +122,9 @@ class DrawLogprobs(torch.autograd.Function):
                 grad_bias += grad_logits.sum(dim=0)
             grad_logits = grad_logits.to(dtype)
             grad_hidden[rows] = (grad_logits @ low_weight).to(hidden.dtype)
-            product = grad_logits.T @ low_hidden  # (V, H)
-            grad_weight = product.to(weight.dtype) if grad_weight is None else grad_weight.add_(product)
-        return grad_hidden, grad_weight, None, None, grad_bias, None, None
+            product = product_in_fp32(grad_logits.T, low_hidden)  # (V, H)
+            grad_weight = product if grad_weight is None else grad_weight.add_(product)
+        return grad_hidden, grad_weight.to(weight.dtype), None, None, grad_bias, None, None
 
 
 def _exponentials(hidden, weight, draws, temperature, bias, scale, cap):
@@ -111,7 +132,7 @@ def _exponentials(hidden, weight, draws, temperature, bias, scale, cap):
     exponentials of all (n, V), the sum of these (n, 1), and the slope of the cap (n, V), None without one.
     hidden: (n, H), weight: (V, H), draws: (n, K), bias: (V,) or None."""
     with torch.autocast(hidden.device.type, enabled=False):
-        logits = (hidden @ weight.T).float()  # fp32 before any softmax
+        logits = product_in_fp32(hidden, weight.T)  # fp32 before any softmax
     slope = None
     if bias is not None:
         logits.add_(bias)

@@ -14,7 +14,7 @@ Left out on purpose: pages, quantised values, prefixes shared between calls.
 import torch
 import torch.nn.functional as F
 
-from engine.attention import flash_attention, grouped_attention
+from engine.attention import flash_attention, grouped_attention, head_dim
 
 
 class DenseKVCache:
@@ -48,7 +48,7 @@ class DenseKVCache:
         block[:, :, :width] = prompt.repeat_interleave(self.group_size, dim=0)
         return block
 
-    def prepare_decode(self, rows: torch.Tensor, position: torch.Tensor) -> None:
+    def prepare_decode(self, rows: torch.Tensor, position: torch.Tensor, finished: torch.Tensor) -> None:
         """Announces one more token of the live rows (n,), in the order of this cache."""
         self.width += 1
 
@@ -71,9 +71,8 @@ class FlatKVCache:
 
     def __init__(self, config, max_rows: int, capacity: int, device: torch.device, dtype: torch.dtype):
         """config: of the model. capacity: tokens of prompt and completion that a row can hold."""
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads  # GPT-2 names none
-        shape = (max_rows * capacity, kv_heads, head_dim)
+        shape = (max_rows * capacity, kv_heads, head_dim(config))
         self.capacity, self.max_rows = capacity, max_rows
         self.layers = [
             tuple(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
@@ -91,13 +90,15 @@ class FlatKVCache:
         self.slot_mapping = (torch.arange(len(prompt), device=device)[:, None] * self.capacity + column)[real]
         self.source = (prompt[:, None] * longest + column)[real]
 
-    def prepare_decode(self, rows: torch.Tensor, position: torch.Tensor) -> None:
-        """Announces one token for each of the rows. rows: (n,) ids; position: (n,) of the token in the row's text."""
+    def prepare_decode(self, rows: torch.Tensor, position: torch.Tensor, finished: torch.Tensor) -> None:
+        """Announces one token for each of the rows. rows: (n,) ids; position: (n,) of the token in the row's text;
+        finished: (n,) bool, rows whose result nobody reads: each attends to one key only, which costs next to nothing.
+        """
         self.decoding = True
         self.slot_mapping = rows * self.capacity + position
         # Where a row's keys begin and how many there are, in int32 as the kernel asks for.
         self.key_starts = F.pad(rows * self.capacity, (0, 1)).int()  # the last entry is not read
-        self.context_lens = (position + 1).int()
+        self.context_lens = torch.where(finished, 1, position + 1).int()
 
     def attend(self, layer: int, query, key, value, scale):
         """query: (P, heads, longest prompt, d) or (n, heads, 1, d), as announced; key, value alike -> like query."""

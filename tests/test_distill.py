@@ -32,6 +32,7 @@ from distillation.losses import divergence, token_losses
 from distillation.measurement import measure_all
 from distillation.students import new_student
 from engine import head
+from engine.attention import flash_takes_heads
 from rollout import generate
 from tracking import command_line, run_config, run_folder
 from update import lr_scale
@@ -298,9 +299,26 @@ def test_copied_teacher_layers(teacher, tmp_path):
 def test_other_families_can_be_made_smaller():
     for family in ("qwen3", "llama"):  # qwen3 and llama name a head's width in their configuration
         teacher = random_model(family)
-        student = new_student(StudentConfig.parse("layers=2,width=24"), teacher, seed=0)
+        student = new_student(StudentConfig.parse("layers=2,width=32"), teacher, seed=0)
         assert student(torch.tensor([[1, 2, 3]])).logits.shape == (1, 3, 512)
-        assert student.config.head_dim == 6 and student.model.layers[0].self_attn.q_proj.out_features == 24
+        assert student.config.head_dim == 8 and student.model.layers[0].self_attn.q_proj.out_features == 32
+
+
+def test_students_have_heads_that_attention_on_a_gpu_takes():
+    teacher = random_model().config  # four heads
+    for head_dim in (8, 12, 16, 20, 64, 72, 256, 264):
+        student = StudentConfig.parse(f"layers=1,width={4 * head_dim}")
+        if 4 * head_dim == teacher.hidden_size or flash_takes_heads(head_dim):
+            assert student.model_config(teacher).hidden_size == 4 * head_dim
+        else:
+            with pytest.raises(ValueError, match="must be a multiple of 32 up to 1024"):
+                student.model_config(teacher)
+
+
+def test_a_copied_layer_keeps_heads_that_are_wider_than_their_share():
+    teacher = random_model("qwen3", head_dim=24)  # four of them, and 48 numbers between layers; as in Qwen3-0.6B
+    student = new_student(StudentConfig.parse("layers=2,init=teacher_layers"), teacher, seed=0)
+    assert torch.equal(student.model.layers[1].self_attn.q_proj.weight, teacher.model.layers[2].self_attn.q_proj.weight)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +329,7 @@ def test_other_families_can_be_made_smaller():
         ("layers=2,depth=3", "'depth=3' is none of"),
         ("layers=2,init=pretrained", "random|teacher_layers"),
         ("width=64", "how many layers"),
-        ("layers=2,width=60", "multiple of 8"),
+        ("layers=2,width=48", "multiple of 32 up to 1024"),
         ("layers=5,init=teacher_layers", "4 layers of width 128"),
         ("layers=2,width=64,init=teacher_layers", "4 layers of width 128"),
     ],
@@ -589,6 +607,17 @@ def test_on_policy_batches_are_the_students_own_and_as_many_as_asked(finished, t
         assert len(rollout.texts) == 8
         assert bool(flag) == (not set(rollout.texts) & texts)
     assert seen[flags.index(1)].logprobs.any(), "sampled, so with the log-probs of sampling"
+
+
+def test_only_a_student_that_writes_answers_has_an_actor(finished, tmp_path, no_pictures, monkeypatch):
+    made, original = [], llms.make_actor
+    monkeypatch.setattr(llms, "make_actor", lambda *args, **options: (made.append(1), original(*args, **options))[1])
+    run = dict(stage="train", data_dir=str(finished), control="none", epochs=0.1)
+    distill.run(config_of(tmp_path / "sft", **run))
+    distill.run(config_of(tmp_path / "rkl", loss="rkl", **run))
+    assert made == []
+    distill.run(config_of(tmp_path / "on_policy", loss="rkl", on_policy_fraction=0.5, **run))
+    assert made == [1]
 
 
 def test_the_student_learns_the_teachers_stop_token_and_other_tokenizers_work_with_sft(

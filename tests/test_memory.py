@@ -214,7 +214,7 @@ def test_the_table_is_what_the_presets_tensors_take_on_the_meta_device(preset, s
     rows = config.problems_per_step * config.group_size
     width = -(-(config.max_prompt_length + config.max_completion_length) // 256) * 256  # as rollout.decoder_for rounds
     cache = kv_cache.FlatKVCache(policy.config, rows, width, meta, torch.bfloat16)
-    logits = torch.empty(head.MAX_LOGITS // policy.config.vocab_size, policy.config.vocab_size, device=meta)
+    logits = torch.empty(head.max_logits("cuda") // policy.config.vocab_size, policy.config.vocab_size, device=meta)
     for name, counted in {
         "policy": bytes_of(policy.parameters()),
         "gradients": bytes_of(p.grad for p in policy.parameters()),

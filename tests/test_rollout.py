@@ -6,17 +6,13 @@ import random
 
 import pytest
 import torch
-from naive_flash import naive_flash
 from random_models import PROMPTS, STOP_IDS, random_model
 
 import llms
-import rollout as rollout_module
-from engine import kv_cache
-from engine.cuda_graphs import StepGraphs
 from engine.kv_cache import DenseKVCache
 from rldatasets import build_prompt, load_problems
 from rollout import draw, generate
-from soft_thinking import SoftThinking, TagMatcher
+from soft_thinking import TagMatcher
 
 
 def greedy_by_transformers(model, tokenizer, prompt, max_new_tokens):
@@ -223,7 +219,7 @@ def test_dropping_rows_moves_the_last_live_ones_into_the_gaps():
     assert rows.tolist() == [4, 1, 2, 5], "rows 0 and 3 left; of the last two, row 4 took a place and row 5 stays"
     rows = cache.compact(rows, torch.tensor([True, False, True, True]))
     assert rows.tolist() == [4, 5, 2]
-    cache.prepare_decode(rows, None)
+    cache.prepare_decode(rows, None, None)
     zeros = torch.zeros(3, 1, 1, 1)
     seen = cache.attend(0, zeros, zeros, torch.tensor([300.0, 500.0, 6.0]).view(3, 1, 1, 1), 1.0)
     assert torch.allclose(seen.flatten(), torch.tensor([(30 + 300) / 2, (30 + 500) / 2, (1 + 2 + 6) / 3]))
@@ -293,50 +289,3 @@ def test_a_row_ends_with_the_stop_tag_and_keeps_it():
     assert 10 < with_tag < 64
     gap = (llms.completion_logprobs(model, cut) - cut.logprobs).abs().max()
     assert gap < 1e-4
-
-
-# ---------------------------------------------------------------- the path for GPUs, its kernels replaced by slow ones
-
-
-class ReplayedByHand(StepGraphs):
-    """Where a GPU would replay a recorded step, the step is run again: on the same tensors, and on nothing else."""
-
-    def _record(self, step, size, side_stream):
-        class Graph:
-            def replay(_):
-                step(self.rows[size], self.t)
-                self.t += 1
-
-        return Graph()
-
-
-SOFT = SoftThinking(k=3, start="immediately", answer_reserve=15, cold_stop_entropy=2.0, cold_stop_steps=3)
-
-
-@pytest.mark.parametrize("soft", [None, SOFT, SoftThinking(k=2)], ids=["hard", "soft", "soft after the tag"])
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_the_gpu_loop_gives_the_same_rollouts(model, tokenizer, monkeypatch, soft, temperature):
-    """Rows without holes, fixed batch sizes filled up with finished rows, a look every 16 steps, buffers used again."""
-    calls = [(PROMPTS, 5, 0), (PROMPTS[1:2], 3, 1), (PROMPTS, 6, 2), (PROMPTS, 5, 0)]
-    options = dict(max_new_tokens=40, temperature=temperature, soft=soft, stop_ids=STOP_IDS)
-
-    def run():
-        return [generate(model, tokenizer, p, group_size=g, seed=seed, **options) for p, g, seed in calls]
-
-    expected = run()
-    monkeypatch.setattr(rollout_module, "has_flash", lambda tensor: True)
-    monkeypatch.setattr(rollout_module, "StepGraphs", ReplayedByHand)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
-    monkeypatch.setattr(kv_cache, "flash_attention", naive_flash)
-    made = []
-    original = ReplayedByHand.__init__
-    monkeypatch.setattr(ReplayedByHand, "__init__", lambda self, *a: (made.append(a[1]), original(self, *a))[1])
-    for mine, plain in zip(run(), expected, strict=True):
-        for name in ("draws", "weights", "draw_mask", "trace_ids", "completion_mask", "is_soft"):
-            assert torch.equal(getattr(mine, name), getattr(plain, name)), name
-        for name in ("logprobs", "entropy"):
-            assert torch.allclose(getattr(mine, name), getattr(plain, name), atol=2e-4), name
-        assert mine.finish == plain.finish and mine.texts == plain.texts
-    assert made == [20, 24], "a decoder is used again until more rows are asked for"
-    if temperature:
-        assert len({int(n) for r in expected for n in r.lengths}) > 3

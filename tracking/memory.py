@@ -40,7 +40,9 @@ def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
     per_token, per_layer = activation_bytes(c, on_gpu)
     if config.gradient_checkpointing:  # the fp32 input of each layer, and all of the layer that is being recomputed
         per_token = c.num_hidden_layers * H * 4 + per_layer
-    positions = min(tokens, max(1, head.MAX_LOGITS // V))  # whose logits exist at the same time
+    positions = min(
+        tokens, max(1, head.max_logits("cuda" if on_gpu else "cpu") // V)
+    )  # whose logits exist at the same time
 
     # Three fp32 tensors at once while a token is drawn: log-probs, probabilities, and entropy terms or cumulative sum.
     step_logits = rows * V * 3 * 4
@@ -66,7 +68,7 @@ def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
     update = {
         "update: bf16 casts of the matrices": 2 * matrices if on_gpu else 0,
         f"update: activations of {tokens} tokens": tokens * per_token,
-        # fp32 logits; on a GPU also bf16 logits, in the forward pass and again for their gradient
+        # fp32 logits; on a GPU also their gradient in bf16
         "update: one chunk of the head": positions * V * (4 + low % 4),
         "update: the embedding's newest gradient": V * H * (low + 4),
     }
