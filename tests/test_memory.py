@@ -263,7 +263,8 @@ def test_one_steps_logits_against_what_sampling_makes(tokenizer):
 def test_a_chunk_of_the_head_against_what_its_passes_make(monkeypatch):
     """Forward and backward under bf16 autocast; with a cast of the matrix and its gradient, which have their rows."""
     chunk, hidden_size = 64, 8
-    monkeypatch.setattr(head, "MAX_LOGITS", chunk * V)
+    for name in ("MAX_LOGITS", "MAX_LOGITS_ON_GPU"):  # the passes run on a CPU, the table is a GPU's
+        monkeypatch.setattr(head, name, chunk * V)
     model = random_model(
         vocab_size=V, hidden_size=hidden_size, num_attention_heads=1, num_key_value_heads=1, num_hidden_layers=1,
         intermediate_size=8, tie_word_embeddings=True,
