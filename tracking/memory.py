@@ -40,9 +40,8 @@ def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
     per_token, per_layer = activation_bytes(c, on_gpu)
     if config.gradient_checkpointing:  # the fp32 input of each layer, and all of the layer that is being recomputed
         per_token = c.num_hidden_layers * H * 4 + per_layer
-    positions = min(
-        tokens, max(1, head.max_logits("cuda" if on_gpu else "cpu") // V)
-    )  # whose logits exist at the same time
+    chunk = head.max_logits("cuda" if on_gpu else "cpu") // V
+    positions = min(tokens, max(1, chunk))  # whose logits exist at the same time
 
     # Three fp32 tensors at once while a token is drawn: log-probs, probabilities, and entropy terms or cumulative sum.
     step_logits = rows * V * 3 * 4
