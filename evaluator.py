@@ -110,21 +110,21 @@ def format_reward(completion: str, tags: str = "reasoning") -> float:
 # ---- Rewards by name, with weights -----------------------------------------------------------------------------------
 
 
-def _tag_count_reward(completion, gold, tags):
+def _tag_count_reward(completion, gold, tags, question=None):
     """A quarter for each of the four tags that occurs exactly once: a gradient towards the format."""
     return sum(completion.count(marker) == 1 for marker in _markers(tags)) / 4
 
 
-def _integer_reward(completion, gold, tags):
+def _integer_reward(completion, gold, tags, question=None):
     """1.0 if the answer block states an integer, right or wrong: useful where every gold is one, as in GSM8K."""
-    value = parse_number(extract_answer(completion, tags))
+    value = parse_number(extract_answer(completion, tags), question)
     return float(value is not None and value.denominator == 1)
 
 
-# Every reward is a function of (completion, gold, tags); a new one is a new line here.
+# Every reward is a function of (completion, gold, tags, question); a new one is a new line here.
 REWARDS = {
     "accuracy": accuracy_reward,
-    "format": lambda completion, gold, tags: format_reward(completion, tags),
+    "format": lambda completion, gold, tags, question=None: format_reward(completion, tags),
     "tag_count": _tag_count_reward,
     "integer": _integer_reward,
 }
@@ -153,9 +153,11 @@ def parse_rewards(text: str) -> dict[str, float]:
     return weights
 
 
-def score(completion: str, gold: str, weights: dict[str, float], tags: str = "reasoning") -> dict[str, float]:
+def score(
+    completion: str, gold: str, weights: dict[str, float], tags: str = "reasoning", question: str | None = None
+) -> dict[str, float]:
     """Each reward that `weights` names, before weighting, so that logs can be compared between settings."""
-    return {name: REWARDS[name](completion, gold, tags) for name in weights}
+    return {name: REWARDS[name](completion, gold, tags, question) for name in weights}
 
 
 def total(scores: dict[str, float], weights: dict[str, float]) -> float:
@@ -233,13 +235,13 @@ def behaviour_metrics(
     return metrics
 
 
-def majority_at_k(answers: list[str | None], gold: str) -> float:
+def majority_at_k(answers: list[str | None], gold: str, question: str | None = None) -> float:
     """1.0 if the most frequent number among `answers` is the gold one, else 0.0 (Wang et al. 2022).
 
     Answers that are equal as numbers vote together; None, and an answer that is no single number, votes for
     nothing; of equally frequent numbers the one that occurs first wins.
     """
-    votes = Counter(value for value in map(parse_number, answers) if value is not None)
+    votes = Counter(value for value in (parse_number(answer, question) for answer in answers) if value is not None)
     return float(bool(votes) and max(votes, key=votes.get) == parse_number(gold))
 
 
@@ -276,7 +278,9 @@ def _summarise(records, samples, tags):
             pass_at_k(samples, sum(row["correct"] for row in group), samples) for group in groups
         )
         summary[f"maj@{samples}"] = fmean(
-            majority_at_k([extract_answer(row["completion"], tags) for row in group], group[0]["gold"])
+            majority_at_k(
+                [extract_answer(row["completion"], tags) for row in group], group[0]["gold"], group[0]["question"]
+            )
             for group in groups
         )
     return summary
@@ -304,7 +308,8 @@ def grade(rollout, problems, weights: dict[str, float], prompt_format: PromptFor
     records = []
     for row, text in enumerate(rollout.texts):
         problem, text = problems[row // group_size], prompt_format.full_text(text)
-        scores = score(text, problem.answer, {"accuracy": 0, "format": 0} | weights, prompt_format.tags)
+        named = {"accuracy": 0, "format": 0} | weights
+        scores = score(text, problem.answer, named, prompt_format.tags, problem.question)
         record = {
             "question": problem.question,
             "gold": problem.answer,
