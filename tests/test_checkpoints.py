@@ -531,20 +531,6 @@ def test_what_saving_needs_is_tried_and_nothing_is_left(run, models, tokenizer):
     assert sorted(run.rglob("*")) == before
 
 
-def test_a_generation_config_that_forgot_do_sample_is_repaired_with_a_line(run, tokenizer, capsys):
-    model = make_model(0)
-    model.generation_config.temperature = 0.6
-    with pytest.raises(ValueError):
-        model.generation_config.save_pretrained(run)
-    checkpoints.try_saving(model, tokenizer, run)
-    assert capsys.readouterr().err.count("\n") == 1
-    save_checkpoint(run, 1, model, tokenizer, {"step": 1}, keep=1, is_best=False)
-    assert_opens(run / "checkpoints" / "latest", model, 1)
-    capsys.readouterr()
-    checkpoints.try_saving(model, tokenizer, run)
-    assert capsys.readouterr().err == ""
-
-
 @pytest.mark.parametrize("what", ["configuration", "generation_config.json", "tokenizer"])
 def test_what_cannot_be_saved_is_refused_in_one_line(run, tokenizer, monkeypatch, what):
     model, other = make_model(0), copy.copy(tokenizer)

@@ -78,7 +78,7 @@ def test_a_generation_config_without_do_sample_trains_and_saves(tmp_path, capsys
     settings = dict(model_name=name, dataset_path=data, max_steps=1, max_completion_length=8, eval_problems=2)
     folder = main.train(tiny_config(tmp_path / "run", **settings))
     assert (folder / "checkpoints" / "step-1" / "generation_config.json").exists()
-    assert "checkpoints get do_sample = true" in capsys.readouterr().err
+    assert "dropped the sampling defaults of the generation config" in capsys.readouterr().out
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 
@@ -28,9 +27,8 @@ def try_saving(model, tokenizer, folder: Path | None = None) -> None:
     """Writes and removes what a checkpoint needs beside the weights: configuration, generation configuration,
     tokenizer, and a link. What would fail at the first checkpoint fails here, before the first step.
 
-    folder: the run's; default, a temporary folder, which tells whether the model can be saved at all.
-    A generation configuration that transformers refuses because it samples without saying so (do_sample) is repaired,
-    with a line. Raises ValueError, one line, for everything else.
+    folder: the run's; default, a temporary folder, which tells whether the model can be saved at all. Raises ValueError,
+    one line, for whatever cannot be saved. (llms.load has repaired the generation configuration, where it could.)
     """
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
@@ -42,7 +40,7 @@ def try_saving(model, tokenizer, folder: Path | None = None) -> None:
         trial.mkdir()
         for what, save in (
             ("its configuration", lambda: model.config.save_pretrained(trial)),
-            ("its generation_config.json", lambda: _save_generation_config(model, trial)),
+            ("its generation_config.json", lambda: model.generation_config.save_pretrained(trial)),
             ("its tokenizer", lambda: tokenizer.save_pretrained(trial)),
         ):
             try:
@@ -57,24 +55,6 @@ def try_saving(model, tokenizer, folder: Path | None = None) -> None:
         raise ValueError(f"cannot write checkpoints to {str(folder)!r}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(trial, ignore_errors=True)
-
-
-def _save_generation_config(model, folder: Path) -> None:
-    generation_config = getattr(model, "generation_config", None)
-    if generation_config is None:
-        return
-    try:
-        generation_config.save_pretrained(folder)
-    except ValueError:
-        if generation_config.do_sample:
-            raise
-        generation_config.do_sample = True
-        generation_config.save_pretrained(folder)
-        print(
-            "generation_config.json has settings of sampling without do_sample: checkpoints get do_sample = true "
-            "(training and evaluation here do not use it)",
-            file=sys.stderr,
-        )
 
 
 def save_checkpoint(
