@@ -27,8 +27,8 @@ def try_saving(model, tokenizer, folder: Path | None = None) -> None:
     """Writes and removes what a checkpoint needs beside the weights: configuration, generation configuration,
     tokenizer, and a link. What would fail at the first checkpoint fails here, before the first step.
 
-    folder: the run's; default, a temporary folder, which tells whether the model can be saved at all. Raises ValueError,
-    one line, for whatever cannot be saved. (llms.load has repaired the generation configuration, where it could.)
+    folder: the run's; default, a temporary folder, which tells whether the model can be saved at all. ValueError,
+    one line: for whatever cannot be saved. (llms.load has repaired the generation configuration, where it could.)
     """
     if folder is None:
         with tempfile.TemporaryDirectory() as temporary:
