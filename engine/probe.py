@@ -148,7 +148,7 @@ def _sampling_path(model, embed_mixture, prompts, completions) -> torch.Tensor:
     logits = [head_logits(model, hidden[rows, lengths - 1])]  # (2, V) each
     for t in range(1, steps):
         position = lengths + t - 1
-        cache.prepare_decode(rows, position)
+        cache.prepare_decode(rows, position, torch.zeros_like(rows, dtype=torch.bool))
         hidden = forward_hidden(model, embed(completions[:, t - 1])[:, None], position[:, None], cache)
         logits.append(head_logits(model, hidden[:, 0]))
     return torch.stack(logits, dim=1).log_softmax(dim=-1)
