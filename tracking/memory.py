@@ -69,7 +69,7 @@ def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
         f"update: activations of {tokens} tokens": tokens * per_token,
         # fp32 logits; on a GPU also their gradient in bf16
         "update: one chunk of the head": positions * V * (4 + low % 4),
-        "update: the embedding's newest gradient": V * H * (low + 4),
+        "update: the embedding's newest gradient": V * H * 2 * 4,  # its sum over chunks, and the newest chunk's
     }
     table = {name: size for name, size in (permanent | rollout | update).items() if size}
     return table | {"peak": sum(permanent.values()) + max(sum(rollout.values()), sum(update.values()))}
