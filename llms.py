@@ -3,7 +3,7 @@
 A hard token is a mixture of one. Everything the model reads is (draws, weights): K token ids per position and their
 weights. Normal text is K = 1, weight 1, so one embedding function and one log-prob function serve both modes.
 
-Left out on purpose: quantisation, adapters, pickled checkpoints. Code that comes with a model runs only on request.
+Left out on purpose: quantised training, adapters, pickled checkpoints. Code that comes with a model runs only if asked.
 """
 
 import contextlib
@@ -34,6 +34,7 @@ from engine.probe import max_positions as max_positions  # which every script as
 logging.disable_progress_bar()  # of loading weights: a line per model says nothing here
 
 EMBEDDED = ("tiny", "tiny_student")  # base models that come with the repo (models/pretrain_tiny.py made them)
+CONVERTED = {"smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}  # `make smollm2` makes its folder; else the hub's
 
 
 def load(
@@ -42,7 +43,7 @@ def load(
     dtype: torch.dtype | None = None,
     trust_remote_code: bool = False,
 ):
-    """(model, tokenizer) of a hub name, a local folder, or an embedded model ("tiny", "tiny_student").
+    """(model, tokenizer) of a hub name, a local folder, a GGUF file, or an embedded model ("tiny", "tiny_student").
 
     device: default, engine.device.default_device(). dtype: default float32, which is what learns; a copy for
     sampling can be lower (make_actor). Raises ValueError, one line, when nothing can be loaded under that name, or when
@@ -144,14 +145,19 @@ def load_tokenizer(model_name: str, trust_remote_code: bool = False) -> PreTrain
 
 
 def find_model(model_name: str) -> tuple[str | Path, bool]:
-    """(what transformers is to load, whether it is a folder). Raises ValueError if it is a folder without a model.
+    """(a folder, a GGUF file or a hub name, whether it is here). Raises ValueError if a folder holds no model.
 
-    An embedded name stands for a folder of that name only if there is a model in it: a run's folder may have the name.
+    The name of a model of this repo stands for a folder of that name only if there is a model in it: a run's folder may
+    have the name.
     """
     local = Path(model_name).expanduser()
-    if model_name in EMBEDDED and not (local / "config.json").is_file():
+    if model_name in (*EMBEDDED, *CONVERTED) and not (local / "config.json").is_file():
         local = Path(__file__).resolve().parent / "models" / model_name
+        if model_name in CONVERTED and not local.exists():
+            return CONVERTED[model_name], False
     if local.exists() and model_name:
+        if gguf := model_folder.gguf_file(local):
+            return gguf, True
         model_folder.check(local)
         return local, True
     if local.is_absolute() or model_name.startswith(".") or local.suffix == ".gguf":
@@ -161,13 +167,34 @@ def find_model(model_name: str) -> tuple[str | Path, bool]:
 
 def _from_pretrained(auto_class, model_name, **options):
     try:
-        found, is_folder = find_model(model_name)
+        found, is_local = find_model(model_name)
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot load model {model_name!r}: {error}") from error
     try:
+        if is_local and found.is_file():
+            return _from_gguf(auto_class, found, **options)
         return auto_class.from_pretrained(found, **options)
     except Exception as error:  # its libraries raise of every kind
-        raise ValueError(f"cannot load model {model_name!r}: {_why_not(error, is_folder)}") from error
+        raise ValueError(f"cannot load model {model_name!r}: {_why_not(error, is_local)}") from error
+
+
+def _from_gguf(auto_class, file: Path, **options):
+    """What from_pretrained gives for a GGUF file, as if its weights, now plain numbers, had never been quantised. A
+    tokenizer.json beside the file is taken in place of the file's own tokenizer."""
+    if auto_class is AutoTokenizer:
+        if (file.parent / "tokenizer.json").is_file():
+            return AutoTokenizer.from_pretrained(file.parent, **options)
+        special_tokens = model_folder.gguf_special_tokens(file)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, **options)
+        for name, id in special_tokens.items():  # transformers guesses them
+            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(id))
+        return tokenizer
+    loaded = auto_class.from_pretrained(file.parent, gguf_file=file.name, **options)
+    if auto_class is AutoModelForCausalLM:
+        model, _ = loaded
+        del model.config.quantization_config, model.hf_quantizer, model.quantization_method
+        model.is_quantized = False  # or it could not be saved
+    return loaded
 
 
 @contextlib.contextmanager
@@ -180,22 +207,22 @@ def _quiet():
         logging.set_verbosity(verbosity)
 
 
-def _why_not(error: Exception, is_folder: bool) -> str:
+def _why_not(error: Exception, is_local: bool) -> str:
     """What went wrong and what to do, in one line. Searches the chain of causes, because transformers wraps the hub's
     errors."""
     chain = [error]
     while cause := chain[-1].__cause__ or chain[-1].__context__:
         chain.append(cause)
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    if is_folder:
+    if is_local:
         return reason if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {reason}"
     if any(isinstance(e, GatedRepoError) for e in chain):
         return "it is gated: accept its licence on the hub, and set HF_TOKEN to a token of that account"
-    names = f"a hub name, a local folder, or one of {', '.join(EMBEDDED)}"
+    names = f"a hub name, a local folder or GGUF file, or one of {', '.join((*EMBEDDED, *CONVERTED))}"
     if any(isinstance(e, RepositoryNotFoundError) for e in chain):
         return f"the hub knows no model of that name, or it is private (then set HF_TOKEN): give {names}"
     if any(isinstance(e, ConnectionError | LocalEntryNotFoundError) for e in chain):
-        return "the hub cannot be reached and the model is not in its cache: a local folder with the files works too"
+        return "the hub cannot be reached and the model is not in its cache: a local folder works too (`make smollm2`)"
     return f"give {names} ({reason})"
 
 

@@ -1,10 +1,11 @@
 """Problems with checkable answers, and the prompts that ask for them.
 
-Three sources, one shape (question, gold answer, worked solution):
+Four sources, one shape (question, gold answer, worked solution):
   gsm8k        8.5k grade-school word problems (Cobbe et al. 2021), official splits, from the hub
   any file     the same rows on disk: {"question": ..., "answer": "... #### 18"}, through `path`; as JSON lines, a JSON
                array, CSV, Parquet, or a folder of them
   arithmetic   word problems generated here, for the embedded tiny model: no network, no end
+  two_step     two additions or subtractions, generated here, for a real model too small for GSM8K (SmolLM2-135M)
 
 Left out on purpose: few-shot examples, question rewriting, curricula. R1-Zero starts from the bare question.
 
@@ -21,7 +22,8 @@ from dataclasses import dataclass
 from engine import chat_templates, dataset_files
 
 SPLITS = ("train", "validation", "test")
-DATASETS = ("gsm8k", "arithmetic")
+GENERATED = ("arithmetic", "two_step")
+DATASETS = ("gsm8k", *GENERATED)
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Problem:
 
 
 def load_problems(name: str, split: str, limit: int | None = None, path: str | None = None) -> list[Problem]:
-    """The first `limit` problems of a split (all of them, or 8,192 of the endless `arithmetic`, when None).
+    """The first `limit` problems of a split (all of them, or 8,192 generated ones, when None).
 
     name: one of DATASETS; split: one of SPLITS (GSM8K has no validation split).
     path: a file with rows (engine/dataset_files.py has the formats), or a folder with one for each split, read in
@@ -45,8 +47,9 @@ def load_problems(name: str, split: str, limit: int | None = None, path: str | N
         raise ValueError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     if path is not None:
         return _parse_rows(dataset_files.read_rows(path, split), limit, where=f"{path} ({split})")
-    if name == "arithmetic":
-        return generate_arithmetic(split, 8192 if limit is None else limit)
+    if name in GENERATED:
+        generate = {"arithmetic": generate_arithmetic, "two_step": generate_two_step}[name]
+        return generate(split, 8192 if limit is None else limit)
     if name == "gsm8k":
         return _parse_rows(enumerate(_download_gsm8k(split), start=1), limit, where=f"gsm8k ({split})")
     raise ValueError(f"unknown dataset {name!r}: choose from {', '.join(DATASETS)}, or give a path to a file")
@@ -176,7 +179,7 @@ def _gold(text: str) -> str | None:
     return text.strip() if _is_number(text) else None
 
 
-# ---------------------------------------------------------------- the generated task
+# ---------------------------------------------------------------- the generated tasks
 
 NAMES = "Mia Tom Ana Ben Eva Leo Zoe Max Ida Sam".split()
 ITEMS = "apples coins books cards shells stamps pens eggs".split()
@@ -193,16 +196,25 @@ def generate_arithmetic(split: str, count: int) -> list[Problem]:
     A problem belongs to the split that the hash of its question text picks (90 % train, 5 % each of the others),
     so no question can be in two splits however many are made.
     """
-    rng = random.Random(f"arithmetic-{split}")
+    return _generate("arithmetic", make_arithmetic_problem, split, count)
+
+
+def generate_two_step(split: str, count: int) -> list[Problem]:
+    """As generate_arithmetic, of easier problems."""
+    return _generate("two_step", make_two_step_problem, split, count)
+
+
+def _generate(name, make_problem, split, count) -> list[Problem]:
+    rng = random.Random(f"{name}-{split}")
     problems: dict[str, Problem] = {}
     while len(problems) < count:
-        problem = make_arithmetic_problem(rng)
-        if arithmetic_split(problem.question) == split:
+        problem = make_problem(rng)
+        if split_of(problem.question) == split:
             problems.setdefault(problem.question, problem)
     return list(problems.values())
 
 
-def arithmetic_split(question: str) -> str:
+def split_of(question: str) -> str:
     bucket = zlib.crc32(question.encode()) % 20
     return {0: "test", 1: "validation"}.get(bucket, "train")
 
@@ -241,6 +253,23 @@ def make_arithmetic_problem(rng: random.Random) -> Problem:
             steps.append((have, *operand))
         have = calculate(*steps[-1])
     question = " ".join(sentences) + f" How many {wanted} does {name} have?"
+    lines = [f"{a}{sign}{b}={calculate(a, sign, b)}" for a, sign, b in steps]
+    return Problem(question, str(have), "\n".join(lines) + f"\n#### {have}")
+
+
+def make_two_step_problem(rng: random.Random) -> Problem:
+    """Two steps of buying and losing; every number is 2-40. In shape as make_arithmetic_problem."""
+    name, items = rng.choice(NAMES), rng.choice(ITEMS)
+    have = rng.randint(2, 40)
+    sentences, steps = [f"{name} has {have} {items}."], []
+    for _ in range(2):
+        signs = "+" * (have <= 38) + "-" * (have >= 4)
+        sign = rng.choice(signs)
+        amount = rng.randint(2, 40 - have if sign == "+" else have - 2)
+        sentences.append(f"{name} {rng.choice(BUY if sign == '+' else LOSE).format(amount)}.")
+        steps.append((have, sign, amount))
+        have = calculate(*steps[-1])
+    question = " ".join(sentences) + f" How many {items} does {name} have?"
     lines = [f"{a}{sign}{b}={calculate(a, sign, b)}" for a, sign, b in steps]
     return Problem(question, str(have), "\n".join(lines) + f"\n#### {have}")
 

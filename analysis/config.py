@@ -11,7 +11,7 @@ from tracking.run_config import ArgumentParser, GRPOConfig, Soft, check_date, pa
 @dataclass
 class TraceSubject:
     _argument_group_name = "what to analyse"
-    model_name: str = setting("tiny", "hub name, local folder (a checkpoint too), or an embedded model")
+    model_name: str = setting("tiny", "hub name, local folder (a checkpoint too), GGUF file, or a model of this repo")
     prompt: str | None = setting(None, "a question; default: a test problem of the dataset")
     dataset_name: str = setting("arithmetic", " or ".join(rldatasets.DATASETS))
     dataset_path: str | None = setting(None, "a file or folder with problems, in place of the dataset, as for main.py")
@@ -46,6 +46,7 @@ class TraceOutput:
     max_pdfs: int | None = setting(None, "draw it for the first so many tokens only")
 
 
+PRESETS = {"tiny": {}, "smollm2-135m": dict(model_name="smollm2-135m", dataset_name="two_step", num_resamples=8)}
 SECTIONS = (TraceSubject, TraceSampling, Soft, TraceOutput)
 
 
@@ -120,6 +121,11 @@ def normalize_number(text: str | None) -> str | None:
 def parse_config(arguments: list[str]) -> AnalysisConfig:
     """token_analysis.py's settings. Raises ValueError, one line, on a bad argument."""
     description = "Measure and draw the token probabilities of one answer."
-    return AnalysisConfig(
-        **parse_flags(ArgumentParser(SECTIONS, prog="token_analysis.py", description=description), arguments)
-    )
+    parser = ArgumentParser(SECTIONS, prog="token_analysis.py", description=description)
+    parser.add_argument("--preset", choices=PRESETS, help="a set of defaults")
+    first = ArgumentParser((), add_help=False)  # read first, so that --help shows the preset's defaults
+    first.add_argument("--preset", choices=PRESETS)
+    parser.set_defaults(**PRESETS[first.parse_known_args(arguments)[0].preset or "tiny"])
+    values = parse_flags(parser, arguments)
+    del values["preset"]
+    return AnalysisConfig(**values)

@@ -169,6 +169,13 @@ PRESETS = {
         epochs=2.0, batch_size=64, learning_rate=1e-4, warmup_steps=20, tokens_per_micro_batch=8192,
         eval_problems=1319, save_steps=100, sweep_students="Qwen/Qwen2.5-0.5B;Qwen/Qwen2.5-1.5B",
     ),
+    # A real pretrained model on two CPU cores, or on one 24 GB GPU: a teacher and a student of 135M parameters.
+    "smollm2-135m": dict(
+        model_name="smollm2-135m", teacher_preset="smollm2-135m", teacher_steps=40, dataset_name="two_step",
+        max_prompt_length=160, problems_per_step=32, group_size=4, max_completion_length=56, train_problems=256,
+        epochs=1.0, batch_size=16, learning_rate=5e-5, warmup_steps=4, tokens_per_micro_batch=2048, eval_problems=256,
+        save_steps=16, sweep_students="smollm2-135m",
+    ),
 }  # fmt: skip
 
 

@@ -1,11 +1,13 @@
 """What is wrong with a folder of a model, said in one line before anything is loaded.
 
 The libraries would find the same faults later, in tracebacks that name no file: pointers of git-LFS in place of files,
-cut downloads, adapters, GGUF, pickled weights, a missing tokenizer.
+cut downloads, adapters, pickled weights, a missing tokenizer. GGUF files are found here, and looked at only in part:
+reading one is transformers' work.
 
 Left out on purpose: names on the hub, whose files are whole when they are in its cache.
 """
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -16,14 +18,61 @@ TOKENIZERS = (
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
+def gguf_file(path: Path) -> Path | None:
+    """The GGUF file that `path` is, or that is the only model in the folder `path`; None if it is another model.
+
+    Raises ValueError, one line, if it cannot be used.
+    """
+    if path.is_file():
+        found = [path] if path.suffix == ".gguf" else []
+    else:
+        found = [] if _weights(path) else sorted(path.glob("*.gguf"))
+    if not found:
+        return None
+    if len(found) > 1:
+        raise ValueError(f"it holds {len(found)} GGUF files: give the path of one, for example {found[0]}")
+    (file,) = found
+    if _is_pointer(file):
+        raise ValueError(_pointer(file.name))
+    with file.open("rb") as opened:
+        if opened.read(4) != b"GGUF":
+            raise ValueError(f"{file.name} is damaged: it does not begin as a GGUF file does")
+    if not importlib.util.find_spec("gguf"):
+        raise ValueError("to read a GGUF file the package gguf is needed (pip install gguf)")
+    return file
+
+
+# How text is split before the merges of a byte-pair tokenizer apply: the rules that transformers follows for GGUF.
+# smollm's, every digit by itself, holds by its vocabulary, which has no token with two digits.
+GGUF_SPLITS = ("default", "gpt-2", "qwen2", "smollm")
+
+
+def gguf_special_tokens(file: Path) -> dict[str, int]:
+    """{bos_token, eos_token, ...: id} as the file has them. Raises ValueError, one line, if transformers would not
+    split text as the file's tokenizer does: the model would read other tokens than it learned."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(file).fields
+    prefix = "tokenizer.ggml."
+    kind, split = (fields[prefix + name].contents() if prefix + name in fields else None for name in ("model", "pre"))
+    if kind == "gpt2" and split not in (None, *GGUF_SPLITS):
+        raise ValueError(
+            f"{file.name} splits text by the rule {split!r}, which transformers does not read from it: put the "
+            "tokenizer.json and tokenizer_config.json of the model beside it"
+        )
+    names = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token", "unknown": "unk_token"}
+    ids = {token: fields.get(f"{prefix}{name}_token_id") for name, token in names.items()}
+    return {token: int(field.contents()) for token, field in ids.items() if field}
+
+
 def check(folder: Path) -> None:
     """Raises ValueError, one line, unless the folder has a configuration, a tokenizer and whole weights."""
     if folder.is_file():
-        raise ValueError(_GGUF if folder.suffix == ".gguf" else "it is a file: give the folder that it is in")
+        raise ValueError("it is a file: give the folder that it is in")
     files = {file.name for file in folder.iterdir() if file.is_file()}
     for name in sorted(files):
         if _is_pointer(folder / name):
-            raise ValueError(f"{name} is a pointer of git-LFS, not the file itself: run `git lfs pull` in the folder")
+            raise ValueError(_pointer(name))
     weights = _weights(folder)
     if "adapter_config.json" in files and not weights:
         base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
@@ -32,8 +81,6 @@ def check(folder: Path) -> None:
             "save_pretrained)"
         )
     if "config.json" not in files:
-        if any(name.endswith(".gguf") for name in files):
-            raise ValueError(_GGUF)
         if (folder / "checkpoints").is_dir():
             raise ValueError(
                 f"it is the folder of a run: its models are in {folder / 'checkpoints'}, as latest or best"
@@ -47,8 +94,6 @@ def check(folder: Path) -> None:
                 f"its weights are pickled ({pickled[0]}), and loading such a file can run any code: save them as "
                 "safetensors (save_pretrained)"
             )
-        if any(name.endswith(".gguf") for name in files):
-            raise ValueError(_GGUF)
         raise ValueError("there are no weights in it (model.safetensors)")
     for name in weights:
         _check_safetensors(folder / name)
@@ -56,7 +101,8 @@ def check(folder: Path) -> None:
         raise ValueError(f"there is no tokenizer in it (one of {', '.join(TOKENIZERS[:3])})")
 
 
-_GGUF = "GGUF is a format for inference alone: convert it into a folder with safetensors and a tokenizer first"
+def _pointer(name: str) -> str:
+    return f"{name} is a pointer of git-LFS, not the file itself: run `git lfs pull` in the folder"
 
 
 def _read_json(file: Path) -> dict:

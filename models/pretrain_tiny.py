@@ -6,7 +6,7 @@ a large base model comes about, in small: stage 1 reads worked arithmetic until 
 What comes out knows arithmetic but answers in whatever style comes up: about one sampled answer in five is right
 and in the wanted format. Nothing here is RL, and nothing rewards a right answer.
 
-Left out on purpose: instruction tuning. Validation and test questions never appear here (rldatasets.arithmetic_split).
+Left out on purpose: instruction tuning. Validation and test questions never appear here (rldatasets.split_of).
 
     python -m models.pretrain_tiny --size tiny --output_dir models/tiny
     python -m models.pretrain_tiny --size student --output_dir models/tiny_student
@@ -27,10 +27,10 @@ from rldatasets import (
     INSTRUCTION,
     PLAIN_TEMPLATE,
     Problem,
-    arithmetic_split,
     build_prompt,
     calculate,
     make_arithmetic_problem,
+    split_of,
 )
 
 SIZES = {
@@ -61,7 +61,7 @@ CHAT_TEMPLATE = (
 
 
 def draw_problem(rng: random.Random) -> Problem:
-    while arithmetic_split((problem := make_arithmetic_problem(rng)).question) != "train":
+    while split_of((problem := make_arithmetic_problem(rng)).question) != "train":
         pass
     return problem
 

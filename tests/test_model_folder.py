@@ -126,13 +126,9 @@ def test_an_adapter_names_peft_and_what_to_do(folder):
     refused(folder, "adapter of peft for 'some/base'.*merge")
 
 
-def test_gguf_is_refused_as_a_file_and_in_a_folder(folder):
+def test_a_gguf_file_beside_the_weights_is_passed_over(folder):
     (folder / "model.gguf").touch()
-    llms.load(str(folder))  # beside the weights it is no harm
-    (folder / "model.safetensors").unlink()
-    refused(folder, "GGUF.*convert")
-    refused(folder / "model.gguf", "GGUF.*convert")
-    refused(folder / "no.gguf", "no such")
+    llms.load(str(folder))
     refused(folder / "config.json", "it is a file: give the folder")
 
 

@@ -13,10 +13,10 @@ from tokenizers import pre_tokenizers
 
 from models import pretrain_tiny
 from rldatasets import (
-    arithmetic_split,
     build_prompt,
     drop_long_prompts,
     generate_arithmetic,
+    split_of,
 )
 
 EQUATION = re.compile(r"([1-9]\d*)([-+*/])([1-9]\d*)=([1-9]\d*)")
@@ -45,7 +45,7 @@ def test_pretraining_never_draws_a_held_out_question(splits):
     for _ in range(20_000):
         question = pretrain_tiny.draw_problem(rng).question
         assert question not in held_out
-        assert arithmetic_split(question) == "train"
+        assert split_of(question) == "train"
 
 
 def test_pretraining_passes_over_held_out_questions_it_comes_upon(splits, monkeypatch):

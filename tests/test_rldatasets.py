@@ -19,12 +19,12 @@ import rldatasets
 from rldatasets import (
     Problem,
     PromptFormat,
-    arithmetic_split,
     build_prompt,
     drop_long_prompts,
     generate_arithmetic,
     load_problems,
     problems_of_step,
+    split_of,
 )
 
 REPO = Path(rldatasets.__file__).resolve().parent
@@ -64,14 +64,34 @@ def test_splits_are_disjoint_and_without_duplicates(splits):
     everything = [text for texts in questions.values() for text in texts]
     assert len(set(everything)) == len(everything)
     for name, texts in questions.items():
-        assert {arithmetic_split(text) for text in texts} == {name}
+        assert {split_of(text) for text in texts} == {name}
 
 
 def test_a_twentieth_of_the_questions_is_held_out_for_each_split():
     rng = random.Random(3)
-    drawn = Counter(arithmetic_split(rldatasets.make_arithmetic_problem(rng).question) for _ in range(8000))
+    drawn = Counter(split_of(rldatasets.make_arithmetic_problem(rng).question) for _ in range(8000))
     assert drawn["test"] / 8000 == pytest.approx(0.05, abs=0.01)
     assert drawn["validation"] / 8000 == pytest.approx(0.05, abs=0.01)
+
+
+def test_two_step_problems_are_two_sums_of_small_numbers_in_disjoint_splits():
+    splits = {split: rldatasets.load_problems("two_step", split, 1500) for split in rldatasets.SPLITS}
+    questions = [problem.question for problems in splits.values() for problem in problems]
+    assert len(set(questions)) == len(questions) == 4500
+    signs = Counter()
+    for problem in (problem for problems in splits.values() for problem in problems):
+        *lines, last = problem.solution.split("\n")
+        assert last == f"#### {problem.answer}" and len(lines) == 2
+        have = re.match(r"\w+ has (\d+) ", problem.question)[1]
+        amounts = re.findall(r"\d+", problem.question)[1:]
+        for line, amount in zip(lines, amounts, strict=True):
+            a, sign, b, result = EQUATION.fullmatch(line).groups()
+            assert (a, b) == (have, amount) and exact(a, sign, b) == int(result) and sign in "+-"
+            assert all(2 <= int(number) <= 40 for number in (a, b, result))
+            have = result
+            signs[sign] += 1
+        assert have == problem.answer
+    assert 0.4 < signs["+"] / signs.total() < 0.6
 
 
 @pytest.mark.parametrize("split", rldatasets.SPLITS)

@@ -67,7 +67,9 @@ def check_date(date: str | None) -> None:
 @dataclass
 class ModelAndData:
     _argument_group_name = "model and data"
-    model_name: str = setting("tiny", "hub name, local folder, or an embedded model: tiny, tiny_student")
+    model_name: str = setting(
+        "tiny", "hub name, local folder, GGUF file, or a model of this repo: tiny, tiny_student, smollm2-135m"
+    )
     dataset_name: str = setting("arithmetic", f"{' or '.join(rldatasets.DATASETS)}; any name when a path is given")
     dataset_path: str | None = setting(
         None, "a folder with train.jsonl and test.jsonl in GSM8K's shape, or one file; also JSON arrays, CSV, Parquet"
@@ -269,6 +271,14 @@ PRESETS = {
         group_size=16, max_completion_length=512, loss_type="grpo", advantage_scale="group", max_steps=400,
         learning_rate=1e-6, warmup_steps=10, final_lr_fraction=1.0, minibatches=1, tokens_per_micro_batch=2048,
         eval_steps=50, eval_problems=1319, save_steps=50,
+    ),
+    # A real pretrained model on two CPU cores, or on one 24 GB GPU: `make smollm2`. It knows nothing of the form, so it
+    # needs a cold start first: pipeline.py.
+    "smollm2-135m": dict(
+        model_name="smollm2-135m", dataset_name="two_step", max_prompt_length=160, problems_per_step=8, group_size=8,
+        max_completion_length=56, loss_type="dr_grpo", advantage_scale="none", max_steps=40, learning_rate=1e-5,
+        warmup_steps=3, final_lr_fraction=0.1, minibatches=1, tokens_per_micro_batch=2048, eval_steps=20,
+        eval_problems=256, save_steps=10,
     ),
 }  # fmt: skip
 
