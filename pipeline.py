@@ -245,12 +245,13 @@ def check(config: PipelineConfig, folder: Path) -> None:
             value, processes = getattr(config, name), distributed.world_size()
             raise ValueError(f"--{name} {value}: must be a multiple of {processes} processes")
     distill.check(sft_config(config, teacher_name=config.model_name), folder)
-    rl = GRPOConfig(**run_config.PRESETS[config.preset] | shared_settings(config))
-    if config.problems_per_step % (rl.minibatches * distributed.world_size()):
+    minibatches = run_config.PRESETS[config.preset].get("minibatches", 1)
+    if config.problems_per_step % (minibatches * distributed.world_size()):
         raise ValueError(
-            f"--problems_per_step {config.problems_per_step}: must be a multiple of the {rl.minibatches} minibatches "
-            f"of preset {config.preset} times {distributed.world_size()} processes"
+            f"--problems_per_step {config.problems_per_step}: must be a multiple of the {minibatches} minibatches of "
+            f"preset {config.preset} times {distributed.world_size()} processes"
         )
+    GRPOConfig(**run_config.PRESETS[config.preset] | shared_settings(config))
 
 
 def begin(config: PipelineConfig, folder: Path) -> None:
