@@ -202,7 +202,7 @@ def newest_run(preset: str) -> str | None:
 
 
 def train_teacher(config: DistillConfig, folder: Path) -> str:
-    """GRPO as in main.py, with teacher_preset, on the same task; goes on where it was stopped."""
+    """GRPO as in main.py, with teacher_preset, on the same task."""
     asking = names_of(ModelAndData, Sampling) - {"model_name", "problems_per_step", "group_size"}
     every = max(1, config.teacher_steps // 3)
     grpo_config = GRPOConfig(
@@ -218,17 +218,27 @@ def train_teacher(config: DistillConfig, folder: Path) -> str:
             output_dir=str(folder),
         )
     )
-    last = folder / "checkpoints" / f"step-{config.teacher_steps}"
+    return train_or_resume(grpo_config, f"no teacher is given: training one by GRPO, {config.teacher_steps} steps")
+
+
+def train_or_resume(config: GRPOConfig, announcement: str) -> str:
+    """GRPO as in main.py, in config.output_dir. Goes on where it was stopped; what is finished is not done again.
+    Returns the last checkpoint. announcement: printed if there is anything to do."""
+    folder = Path(config.output_dir)
+    last = folder / "checkpoints" / f"step-{config.max_steps}"
     if not last.is_dir():
         started = (folder / "checkpoints" / "latest").exists()
-        print(f"no teacher is given: training one by GRPO, {config.teacher_steps} steps (main.py)")
+        if distributed.is_main_process():
+            print(announcement)
         how = dict(resume_from_checkpoint="latest") if started else dict(overwrite_output_dir=True)
-        grpo_main.train(dataclasses.replace(grpo_config, **how))
+        grpo_main.train(dataclasses.replace(config, **how), how_to_resume="go on with the same command")
     return str(last)
 
 
 def generate_stage(config: DistillConfig, folders: dict[str, Path]) -> None:
-    """teacher.jsonl: group_size answers of the teacher to each training problem, graded."""
+    """teacher.jsonl: group_size answers of the teacher to each training problem, graded; metrics.jsonl: what the
+    sampling of each batch took."""
+    times = run_folder.JsonLines(folders["generate"] / "metrics.jsonl")
     log = run_folder.JsonLines(folders["generate"] / "teacher.jsonl")
     problems = rldatasets.load_problems(config.dataset_name, "train", config.train_problems, config.dataset_path)
     teacher_name = checkpoints.resolve_model_name(config.teacher_name)
@@ -240,6 +250,7 @@ def generate_stage(config: DistillConfig, folders: dict[str, Path]) -> None:
         return
     done = len(rows) // (config.problems_per_step * config.group_size)
     log.replace(rows[: done * config.problems_per_step * config.group_size])  # a batch is there whole or not at all
+    times.truncate_after(done)
 
     teacher = llms.load(teacher_name, dtype=llms.sampling_dtype(), trust_remote_code=config.trust_remote_code)[0]
     progress = tqdm(
@@ -248,11 +259,16 @@ def generate_stage(config: DistillConfig, folders: dict[str, Path]) -> None:
     )  # fmt: skip
     for number in progress:
         part, own = distributed.shard_range(len(batches[number])), []
+        with run_folder.stopwatch(teacher.device) as seconds:
+            if part:
+                batch = [batches[number][i] for i in part]
+                rollout = sample(teacher, tokenizer, batch, config, config.seed * 1_000_003 + number, part)
         if part:
-            batch = [batches[number][i] for i in part]
-            rollout = sample(teacher, tokenizer, batch, config, config.seed * 1_000_003 + number, part)
             own = answer_records(batch, rollout, config, tokenizer)
-        log.append(*distributed.all_gather(own))
+        answers = distributed.all_gather(own)
+        tokens_per_second = sum(row["length"] for row in answers) / seconds()
+        times.append({"step": number + 1, "time/rollout": seconds(), "tokens_per_second": tokens_per_second})
+        log.append(*answers)
 
 
 def filter_stage(config: DistillConfig, folders: dict[str, Path]) -> None:

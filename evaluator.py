@@ -365,7 +365,7 @@ def evaluate(
       the keys of behaviour_metrics
       soft_share, top_weight   share of steps that were mixtures; weight of the readable token, mean over rows
       records          a dict per row, in the order of the problems: question, gold, completion, finish, length,
-                       soft_steps, top_weight, correct, format
+                       soft_steps, mean_entropy, top_weight, correct, format
 
     Raises ValueError if there are no problems, or if several samples would be greedy copies of each other.
     """
@@ -405,7 +405,7 @@ def evaluate(
                 seed=seed + number,  # one seed for all batches would give each of them the same random draws
                 prompt_indices=indices,
             )
-            own = [without(record, "mean_entropy") for record in grade(rollout, batch, {}, prompt_format)]
+            own = grade(rollout, batch, {}, prompt_format)
         gathered = distributed.all_gather(own)
         records += gathered
         if log:

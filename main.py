@@ -14,7 +14,8 @@ likely. This stage shows the model no demonstration: it learns from its own samp
 
 Read `train` first, then rollout.py (sampling), evaluator.py (rewards), grpo.py (advantages and the loss) and update.py
 (the optimizer steps). tracking/run_config.py has all settings and the presets.
-Left out on purpose: supervised fine-tuning before RL, learned reward models, a value network, a replay buffer.
+Left out on purpose: supervised fine-tuning before RL (see pipeline.py), learned reward models, a value network, a
+replay buffer.
 """
 
 from tracking import command_line
@@ -64,8 +65,14 @@ class Setup:
 # ---------------------------------------------------------------- the training loop
 
 
-def train(config: GRPOConfig, setup: Setup | None = None, signals: SignalHandler | None = None) -> Path:
+def train(
+    config: GRPOConfig,
+    setup: Setup | None = None,
+    signals: SignalHandler | None = None,
+    how_to_resume: str | None = None,
+) -> Path:
     """Runs GRPO as configured; returns the run's folder. setup, signals: default, `prepare` and TrainingRun make them.
+    how_to_resume: what is said when a signal ends the run; default, this script's command line.
 
     Raises ValueError, one line, for what cannot be run, and training_run.TrainingStopped, after a checkpoint, when a
     signal came or updates stay non-finite.
@@ -81,7 +88,7 @@ def train(config: GRPOConfig, setup: Setup | None = None, signals: SignalHandler
         setup.folder, config, policy=policy, tokenizer=tokenizer, optimizer=optimizer, max_steps=config.max_steps,
         last_step=setup.last_step, best=setup.best, evaluate=functools.partial(evaluate, config, setup),
         more_state=functools.partial(reference_state, config, setup), signals=signals,
-        how_to_resume=f"go on with {resume_command(setup.folder)}",
+        how_to_resume=how_to_resume or f"go on with {resume_command(setup.folder)}",
     )  # fmt: skip
     with run:
         for step in run.steps():

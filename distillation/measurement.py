@@ -18,8 +18,11 @@ from distillation.config import DistillConfig
 from tracking import checkpoints, plotter, run_folder
 
 
-def measure_all(models: dict[str, str], config: DistillConfig, folder: Path) -> dict[str, dict]:
-    """{label: result of `measure`}. Each result is written to measured.jsonl at once, and is not measured again."""
+def measure_all(models: dict[str, str], config, folder: Path, measuring=None) -> dict[str, dict]:
+    """{label: what measuring its model gave}. Each is written to measured.jsonl at once, and is not measured again.
+
+    models: {label: name}. measuring: (name, config) -> dict, a function that can be pickled; default, `measure`.
+    """
     log = run_folder.JsonLines(folder / "measured.jsonl")
     known = {row["model"]: row for row in log.read()}
     log.replace(list(known.values()))
@@ -30,7 +33,7 @@ def measure_all(models: dict[str, str], config: DistillConfig, folder: Path) -> 
         if label not in known:
             print(f"measuring: {label}", flush=True)
             with ProcessPoolExecutor(1, mp_context=context) as process:
-                known[label] = {"model": label, **process.submit(measure, name, config).result()}
+                known[label] = {"model": label, **process.submit(measuring or measure, name, config).result()}
             log.append(known[label])
     return {label: known[label] for label in models}
 

@@ -1,6 +1,8 @@
-"""Statistics of success rates: an interval, and the chance that one of several samples is right."""
+"""Statistics of success rates: an interval, the difference of two models, the chance that one of several samples is
+right."""
 
 import math
+from statistics import fmean, stdev
 
 
 def wilson_interval(successes: float, n: int, z: float = 1.96) -> tuple[float, float]:
@@ -29,3 +31,17 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     if not (1 <= k <= n and 0 <= c <= n):
         raise ValueError(f"pass@k needs 1 <= k <= n and 0 <= c <= n, got n={n}, c={c}, k={k}")
     return 1 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def paired_difference(a: list[float], b: list[float], z: float = 1.96) -> tuple[float, float, float]:
+    """Mean of a - b over the same problems, and its confidence interval: (mean, low, high); z = 1.96 gives 95 %.
+
+    a, b: one success rate per problem, in the same order. The interval is the normal one of a mean of differences: what
+    makes a problem hard for both models cancels. It says nothing about other training seeds.
+    Raises ValueError unless both have one length of two or more.
+    """
+    if len(a) != len(b) or len(a) < 2:
+        raise ValueError(f"paired_difference needs two or more pairs, got {len(a)} and {len(b)} values")
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    mean, half_width = fmean(differences), z * stdev(differences) / math.sqrt(len(a))
+    return mean, mean - half_width, mean + half_width

@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import rldatasets
 from distillation.config import PRESETS as DISTILL_PRESETS
 from distillation.config import DistillConfig
+from distillation.pipeline_config import PRESETS as PIPELINE_PRESETS
+from distillation.pipeline_config import PipelineConfig
 from tracking.run_config import PRESETS, GRPOConfig
 
 
@@ -41,3 +44,28 @@ def small_dataset(folder: Path, count: int = 16) -> str:
         lines = [json.dumps({"question": p.question, "answer": p.solution}) + "\n" for p in problems]
         (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
     return str(folder)
+
+
+class InThisProcess:
+    """In place of the process that a model is measured in: starting one takes seconds."""
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def submit(self, function, *arguments):
+        return SimpleNamespace(result=lambda: function(*arguments))
+
+
+def pipeline_config(folder, **overrides) -> PipelineConfig:
+    small = dict(
+        output_dir=folder and str(folder), problems_per_step=4, group_size=4, cold_start_examples=8,
+        cold_start_batch_size=4, rl_steps=2, rl_learning_rate=1e-3, train_problems=16, samples_per_problem=2,
+        sft_batch_size=4, eval_problems=4, eval_samples=2, save_steps=1,
+    )  # fmt: skip
+    return PipelineConfig(**(PIPELINE_PRESETS["tiny"] | small | overrides))

@@ -10,7 +10,6 @@ import re
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from drawing import drawing
 from hypothesis import given
 from hypothesis import strategies as st
 from random_models import PROMPTS, ROOT, random_model
+from small_runs import InThisProcess
 from small_runs import distill_config as config_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -416,22 +416,6 @@ def test_different_tokenizers_are_refused_where_distributions_are_compared(tmp_p
 
 
 # ---------------------------------------------------------------- whole runs
-
-
-class InThisProcess:
-    """In place of the process that a model is measured in: starting one takes seconds."""
-
-    def __init__(self, *_, **__):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def submit(self, function, *arguments):
-        return SimpleNamespace(result=lambda: function(*arguments))
 
 
 @pytest.fixture(scope="module")

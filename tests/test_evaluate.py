@@ -263,7 +263,7 @@ def scripted(monkeypatch):
             is_soft = mask & (torch.arange(mask.shape[1]) == 0)  # the first step of every row, at weight 0.5
             return SimpleNamespace(
                 texts=texts, finish=finish, completion_mask=mask, lengths=lengths, is_soft=is_soft,
-                top_weight=1 - 0.5 * is_soft.float(), entropy=torch.zeros(mask.shape),
+                top_weight=1 - 0.5 * is_soft.float(), entropy=2.0 * is_soft.float(),
             )  # fmt: skip
 
         monkeypatch.setattr(
@@ -325,6 +325,7 @@ def test_evaluate_greedy(scripted):
         "finish": "stop",
         "length": 4,
         "soft_steps": 1,
+        "mean_entropy": 2 / 4,
         "top_weight": pytest.approx(1 - 0.5 / 4),
         "correct": True,
         "format": False,

@@ -20,7 +20,8 @@ MAX_README_LINES = 220
 TOP_LEVEL = {
     *("README.md", "LICENSE", "Makefile", "pyproject.toml", "requirements.txt", ".gitignore", ".ci"),
     *("main.py", "grpo.py", "update.py", "rollout.py", "soft_thinking.py", "evaluator.py", "rldatasets.py", "llms.py"),
-    *("token_analysis.py", "run_token_analysis.sh", "distill.py", "test_soft_thinking.py", "walkthrough.ipynb"),
+    *("token_analysis.py", "run_token_analysis.sh", "distill.py", "pipeline.py", "test_soft_thinking.py"),
+    "walkthrough.ipynb",
     *(*PACKAGES, "docs", "benchmarks", "plots", "tests"),
 }
 
