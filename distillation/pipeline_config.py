@@ -114,15 +114,15 @@ PRESETS = {
         train_problems=7473, samples_per_problem=4, sft_epochs=2.0, sft_batch_size=64, sft_learning_rate=1e-4,
         sft_warmup_steps=20, eval_problems=1319, save_steps=50, controls="base_answers,random_answers",
     ),
-}  # fmt: skip
-if "smollm2-135m" in run_config.PRESETS:
-    # A real pretrained model on two CPU cores, for a night: it knows nothing of the asked-for form at first, so there
-    # is nothing that RL from the base could reward, and the controls that begin with it are left out.
-    PRESETS["smollm2-135m"] = from_main("smollm2-135m") | dict(
-        cold_start_examples=512, cold_start_batch_size=16, cold_start_learning_rate=5e-5, rl_steps=40,
+    # A real pretrained model, on two CPU cores for some hours. It knows nothing of the asked-for form at first, so RL
+    # from the base has nothing to reward, and the controls that begin with it are left out.
+    "smollm2-135m": from_main("smollm2-135m")
+    | dict(
+        cold_start_examples=512, cold_start_batch_size=16, cold_start_learning_rate=5e-5, rl_steps=24,
         train_problems=512, samples_per_problem=1, sft_epochs=1.0, sft_batch_size=16, sft_learning_rate=5e-5,
-        eval_problems=128, save_steps=10, controls="random_answers,longer_rl",
-    )  # fmt: skip
+        eval_problems=256, eval_samples=4, save_steps=8, controls="shuffled,random_answers",
+    ),
+}  # fmt: skip
 
 
 def parse_config(arguments: list[str]) -> PipelineConfig:
