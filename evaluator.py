@@ -85,7 +85,7 @@ def extract_answer_flexible(completion: str) -> str | None:
 def answers_match(candidate: str | None, gold: str, question: str | None = None) -> bool:
     """Whether both texts state the same number, compared exactly. False if either states no single number.
 
-    question: where it is given, the things that it counts are known as units of the candidate.
+    question: if given, the nouns that it counts ("eggs") are accepted as units in the candidate.
     """
     value = parse_number(candidate, question)
     return value is not None and value == parse_number(gold)

@@ -70,16 +70,16 @@ def policy_loss(
     """The loss to minimise, and what to log about it.
 
     logprobs      (B, T) or (B, T, K): of the sampled tokens under the policy, with gradient
-    old_logprobs  the same under the policy that sampled them; None: that policy is this one, so the ratio is 1 and
-                  only its gradient matters
+    old_logprobs  the same under the policy that sampled them; None: the policy has not changed since. The ratio then
+                  equals 1, and its gradient is still used
     advantages    (B,)
     mask          bool, like logprobs: which draws were the policy's own actions
     draw_weights  like logprobs, without gradient: each draw's term of the objective (not the KL) is multiplied by its
                   own; see importance_weights
     num_rows, num_tokens
-                  totals of the whole optimizer step: rows, and positions, with a real draw. A loss is an average over
-                  the step, not over this call: with these given, the losses (and stats) of micro-batches or
-                  processes add up to those of one big batch. Default: this call is the whole step.
+                  how many rows and positions with a real draw the whole optimizer step has. The loss is divided by
+                  these, so the losses (and stats) of micro-batches and of processes add up to those of one big batch.
+                  Default: this call is the whole step.
     max_length    the completion limit, the constant divisor of dr_grpo
 
     loss_type; with ratio = exp(logprobs - old_logprobs), A the advantage, clip(r): r within

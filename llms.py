@@ -188,6 +188,7 @@ def _from_gguf(auto_class, file: Path, **options):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, **options)
         for name, id in special_tokens.items():  # transformers guesses them
             setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(id))
+        tokenizer.clean_up_tokenization_spaces = False  # it would take spaces out of decoded text
         return tokenizer
     loaded = auto_class.from_pretrained(file.parent, gguf_file=file.name, **options)
     if auto_class is AutoModelForCausalLM:

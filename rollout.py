@@ -4,8 +4,8 @@ The idea, on one page:
   1. Prefill. Each prompt is read once, right-padded. Its keys and values are copied to the group_size rows that
      continue it.
   2. Decode. At every step each live row draws a token from its distribution, at the sampling temperature and over the
-     whole vocabulary. There is no top-k, no top-p and no penalty, whatever the checkpoint's generation config says: the
-     log-probs would otherwise belong to another distribution than the one that was sampled.
+     whole vocabulary. There is no top-k, no top-p and no penalty, whatever the checkpoint's generation config says:
+     otherwise tokens would be drawn from one distribution, and their log-probs taken from another.
   3. Finished rows leave the batch. The last live rows move into their slots, so the batch stays dense and shrinks.
   4. Each draw is written at (row, step) of the result, with its log-prob and the entropy of its distribution.
 

@@ -5,8 +5,8 @@ Three pictures of one run, redrawn while it trains; the first two also of severa
     eval_score.png    held-out accuracy (sampled, greedy, flexible), format rate and completion length
     overview.png      the rest: entropy, gradient norm, learning rate, KL, clipping, truncation, speed
 
-One run is a list of one: a picture is made of panels, a panel of curves, and a curve is drawn for groups of runs, at
-the steps that all of them have, so that a mean never changes its members on the way.
+A picture is made of panels, a panel of curves, and a curve is drawn for a group of runs; a single run is a group of
+one. A curve has the steps that all runs of its group have, so every point of a mean covers the same runs.
 
 Left out on purpose: dashboards (see --report_to), interactive windows, log axes, significance tests. Pyplot is left
 out too: its global state would grow with every redraw.
