@@ -1,8 +1,8 @@
 """Soft thinking: the next input is a mixture of token embeddings instead of one token's, until the reasoning ends.
 
-A step draws K tokens independently and feeds sum_k weights_k E[draws_k] (llms.embed_mixture). Normal sampling is K = 1, weight 1, so one
-decode loop (rollout.py), one log-prob function (llms.py) and one loss (grpo.py) serve both. Here is what is special:
-how draws are weighted, and when a row thinks softly.
+A step draws K tokens independently and feeds sum_k weights_k E[draws_k] (llms.embed_mixture). Normal sampling is K = 1,
+weight 1, so one decode loop (rollout.py), one log-prob function (llms.py) and one loss (grpo.py) serve both. Here is
+what is special: how draws are weighted, and when a row thinks softly.
 
 Why K independent draws, and not the K likeliest tokens as in the paper (Zhang et al. 2025, "Soft Thinking")?
 Reinforcement needs actions with a likelihood. Taking the K likeliest is deterministic: all answers of a group would be
