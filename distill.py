@@ -58,6 +58,7 @@ from distillation.losses import token_losses
 from distillation.measurement import measure_all, print_table, report_figure, sweep_figure
 from distillation.students import untrained_student
 from engine import distributed
+from engine.device import default_device
 from rollout import Rollout
 from tracking import checkpoints, plotter, run_config, run_folder
 from tracking.run_config import GRPOConfig, ModelAndData, Sampling
@@ -118,7 +119,7 @@ def run(config: DistillConfig) -> Path:
     for stage in stages:
         if not distributed.run_on_main((folders[stage] / "args.json").exists):
             distributed.run_on_main(make_folder, folders[stage])
-            run_folder.write_args(folders[stage], record, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+            run_folder.write_args(folders[stage], record, default_device())
         STAGES[stage](dataclasses.replace(config, teacher_name=find_teacher(config, data)), folders)
     return folder
 

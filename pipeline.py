@@ -36,8 +36,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 import distill
 import evaluator
 import llms
@@ -47,6 +45,7 @@ from distillation.config import DistillConfig
 from distillation.examples import filter_rows, gold_rows
 from distillation.measurement import measure_all
 from engine import distributed
+from engine.device import default_device
 from tracking import checkpoints, run_config, run_folder
 from tracking.run_config import GRPOConfig, ModelAndData, Sampling
 
@@ -273,8 +272,7 @@ def begin(config: PipelineConfig, folder: Path) -> None:
         rows = ({"question": problem.question, "answer": problem.solution} for problem in problems)
         run_folder.JsonLines(folder / "data" / f"{split}.jsonl").replace(list(rows))
     # Last: a folder without it is begun again.
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    run_folder.write_args(folder, dataclasses.asdict(config), device)
+    run_folder.write_args(folder, dataclasses.asdict(config), default_device())
 
 
 def report(config: PipelineConfig, names: list[str], folder: Path) -> None:

@@ -30,13 +30,15 @@ from accelerate import PartialState
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from engine.device import default_device
+
 
 def init_distributed() -> None:
     """Initialises the process group that torchrun or accelerate launched, if there is one. Only the main process prints
     to stdout afterwards."""
     # The other processes wait in their next collective while the main one writes or measures.
     timeout = {"timeout": datetime.timedelta(hours=2)} if "RANK" in os.environ else {}
-    PartialState(cpu=not torch.cuda.is_available(), **timeout)
+    PartialState(cpu=default_device().type != "cuda", **timeout)
     if dist.is_initialized():
         atexit.register(dist.destroy_process_group)
     if not is_main_process():

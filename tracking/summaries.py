@@ -5,8 +5,6 @@ import json
 import textwrap
 from pathlib import Path
 
-import torch
-
 import evaluator
 import llms
 import rldatasets
@@ -47,10 +45,8 @@ def evaluate_only(config) -> Path:
     folder = Path(config.output_dir or f"runs/eval-{Path(config.model_name).name}").expanduser()
     config = run_folder.fix_prompt_date(config, *([] if config.overwrite_output_dir else [folder]))
     problems = rldatasets.load_problems(config.dataset_name, "test", config.eval_problems, config.dataset_path)
-    dtype = torch.bfloat16 if torch.cuda.is_available() else None
-    model, tokenizer = llms.load(
-        checkpoints.resolve_model_name(config.model_name), dtype=dtype, trust_remote_code=config.trust_remote_code
-    )
+    name = checkpoints.resolve_model_name(config.model_name)
+    model, tokenizer = llms.load(name, dtype=llms.sampling_dtype(), trust_remote_code=config.trust_remote_code)
     problems = rldatasets.drop_long_prompts(problems, tokenizer, config.max_prompt_length, config.prompt_format())
     settings = dataclasses.asdict(config)
     if config.overwrite_output_dir or not (folder / "args.json").exists():
