@@ -276,8 +276,8 @@ PRESETS = {
     # needs a cold start first: pipeline.py.
     "smollm2-135m": dict(
         model_name="smollm2-135m", dataset_name="two_step", max_prompt_length=160, problems_per_step=8, group_size=8,
-        max_completion_length=56, loss_type="dr_grpo", advantage_scale="none", max_steps=24, learning_rate=2e-5,
-        warmup_steps=2, final_lr_fraction=0.1, minibatches=2, tokens_per_micro_batch=2048, eval_steps=8,
+        max_completion_length=56, loss_type="dr_grpo", advantage_scale="none", max_steps=24, learning_rate=6e-6,
+        warmup_steps=2, final_lr_fraction=0.1, minibatches=1, tokens_per_micro_batch=2048, eval_steps=8,
         eval_problems=256, save_steps=8,
     ),
 }  # fmt: skip
