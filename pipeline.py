@@ -156,7 +156,7 @@ STAGES = {
     "rl": Stage("2 RL", grpo, start="cold_start"),
     "rejection": Stage("3 rejection sampling", learn_answers, start="base", answers_of="rl"),
     "rl_again": Stage("4 RL again", grpo, start="rejection"),
-    "zero": Stage("Zero: RL from the base", grpo, start="base"),
+    "zero": Stage("Zero, RL from the base", grpo, start="base"),
     "shuffled": Stage("stage 2, shuffled advantages", grpo, start="cold_start"),
     "base_answers": Stage("stage 3, the base's answers", learn_answers, "base", answers_of="base", after=("rl",)),
     "random_answers": Stage("stage 3, random answers", learn_answers, start="base", answers_of="rl"),
@@ -166,13 +166,13 @@ STAGES = {
 COMPARISONS = {
     ("cold_start", "base"): "the cold start",
     ("rl", "cold_start"): "RL",
-    ("rejection", "rl"): "the base, fine-tuned on the RL model's answers, against that model",
+    ("rejection", "rl"): "the fine-tuned base, against the writer of its answers",
     ("rl_again", "rejection"): "RL again",
     ("rl_again", "rl"): "stages 3 and 4 together",
-    ("rl", "zero"): "the cold start before RL",
+    ("rl", "zero"): "a cold start before RL",
     ("rl", "shuffled"): "the learning signal of RL",
     ("rejection", "base_answers"): "answers of the RL model, not of the base",
-    ("rejection", "random_answers"): "the check of the answers",
+    ("rejection", "random_answers"): "the check of answers",
     ("rl_again", "longer_rl"): "stages 3 and 4 in place of more RL",
 }
 
