@@ -124,7 +124,7 @@ class Decoder:
         B, K, V, device = max_rows, self.soft.k, model.config.vocab_size, model.device
         self.max_rows, self.max_tokens = max_rows, max_tokens
         self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=device)
-        self.uniform = torch.zeros(B, T, K, device=device)
+        self.uniform = torch.zeros(B, T, K, dtype=precise_dtype(device), device=device)
         self.prompt_length = torch.ones(B, dtype=torch.long, device=device)
         self.soft_controller = SoftThinkingController(self.soft, tokenizer, V, self.stop_ids, B, T)
         self.matcher = TagMatcher(tokenizer, V, stop_tag, device) if stop_tag else None
@@ -158,8 +158,9 @@ class Decoder:
         # depend on when other rows finish.
         generator = torch.Generator().manual_seed(torch.seed() if seed is None else seed)
         prompt_indices = torch.arange(len(prompts)) if prompt_indices is None else torch.tensor(prompt_indices)
-        of_all = torch.rand(int(prompt_indices.max()) + 1, group_size, *self.uniform.shape[1:], generator=generator)
-        self.uniform[:B] = of_all[prompt_indices].flatten(0, 1).to(device)
+        shape = int(prompt_indices.max()) + 1, group_size, *self.uniform.shape[1:]
+        of_all = torch.rand(shape, generator=generator, dtype=torch.float64)
+        self.uniform[:B] = of_all[prompt_indices].flatten(0, 1).to(self.uniform)
 
         padded = torch.nn.utils.rnn.pad_sequence(prompt_ids, batch_first=True).to(device)  # (P, longest)
         self.cache = self.new_cache(lengths, group_size)
@@ -211,20 +212,53 @@ class Decoder:
         return rows if live.all() else self.cache.compact(rows, live)
 
 
-def draw(probs: torch.Tensor, uniform: torch.Tensor, greedy: bool = False, topk: bool = False) -> torch.Tensor:
-    """K independent draws a row. probs: (n, V) float32, uniform: (n, K) in [0, 1) -> (n, K) long.
+SMALL_VOCABULARY = 4096  # up to here one cumulative sum over all tokens is the faster way
+BLOCK = 256  # tokens
 
-    By the inverse of the cumulative distribution: the first token at which it exceeds the uniform number. A token of
-    probability 0 adds nothing to it and is never first. greedy: K times the likeliest; topk: the K likeliest.
+
+def precise_dtype(device: torch.device) -> torch.dtype:
+    """float64, which Apple's mps lacks. fp32 sums and 24-bit random numbers never draw many of the rare tokens of a
+    vocabulary of 151,936."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def draw(probs: torch.Tensor, uniform: torch.Tensor, greedy: bool = False, topk: bool = False) -> torch.Tensor:
+    """K independent draws a row. probs: (n, V) float32, uniform: (n, K) float64 in [0, 1) -> (n, K) long.
+
+    By the inverse of the cumulative distribution: the first token at which it exceeds the uniform number. In a large
+    vocabulary the same rule first picks a block of tokens, then a token of the block. greedy: K times the likeliest;
+    topk: the K likeliest.
     """
     n, K = uniform.shape
     if topk:
         return probs.topk(K, dim=-1).indices
     if greedy:
         return probs.argmax(dim=-1, keepdim=True).expand(n, K)
-    cumulative = probs.cumsum(dim=-1)
-    threshold = uniform * cumulative[:, -1:]  # the last entry is 1 up to rounding
-    return torch.searchsorted(cumulative, threshold, right=True).clamp(max=probs.shape[-1] - 1)
+    V, device = probs.shape[1], probs.device
+    if V <= SMALL_VOCABULARY:
+        return first_above(probs, uniform)[0]
+    whole = V // BLOCK * BLOCK  # tokens in full blocks; the last block has the rest
+    sums = [probs[:, :whole].unflatten(1, (-1, BLOCK)).sum(dim=-1), probs[:, whole:].sum(dim=-1, keepdim=True)]
+    block, uniform = first_above(torch.cat(sums, dim=1), uniform)  # (n, K) each
+    tokens = block[..., None] * BLOCK + torch.arange(BLOCK, device=device)  # (n, K, BLOCK)
+    inside = probs.gather(1, tokens.clamp(max=V - 1).flatten(1)).view_as(tokens) * (tokens < V)
+    within, _ = first_above(inside, uniform[..., None])
+    return (block * BLOCK + within.squeeze(-1)).clamp(max=V - 1)  # NaN may point past the last token
+
+
+def first_above(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the cumulative sum of the weights first exceeds uniform x their sum, and how far into that weight.
+
+    weights: (..., m), uniform: (..., K) in [0, 1) -> index (..., K) long, share (..., K) in [0, 1): the threshold's
+    place within the weight, itself uniform and independent of the index. A weight of 0 is never chosen.
+    """
+    cumulative = weights.cumsum(dim=-1, dtype=uniform.dtype)
+    total = cumulative[..., -1:]
+    threshold = torch.minimum(uniform * total, total * (1 - torch.finfo(uniform.dtype).eps))  # below it after rounding
+    index = torch.searchsorted(cumulative, threshold, right=True).clamp(max=weights.shape[-1] - 1)
+    weight = weights.gather(-1, index).to(uniform.dtype)
+    share = (threshold - (cumulative.gather(-1, index) - weight)) / weight
+    return index, share.clamp(0, 1)
 
 
 def apply_forced_tokens(draws, logprobs, is_soft, forced, soft: SoftThinking) -> dict[str, torch.Tensor]:
