@@ -1,17 +1,20 @@
 """rollout.generate: against transformers' own generate, against the distribution it claims to sample, and alone
 against in company."""
 
+import dataclasses
 import math
 import random
+import weakref
 
 import pytest
 import torch
 from random_models import PROMPTS, STOP_IDS, random_model
 
 import llms
+import rollout as rollout_module
 from engine.kv_cache import DenseKVCache
 from rldatasets import build_prompt, load_problems
-from rollout import draw, generate
+from rollout import Decoder, draw, generate
 from soft_thinking import TagMatcher
 
 
@@ -354,3 +357,36 @@ def test_a_row_ends_with_the_stop_tag_and_keeps_it():
     assert 10 < with_tag < 64
     gap = (llms.completion_logprobs(model, cut) - cut.logprobs).abs().max()
     assert gap < 1e-4
+
+
+# ---------------------------------------------------------------- running out of memory
+
+
+def test_out_of_memory_samples_the_same_rows_with_fewer_prompts_at_a_time(tokenizer, monkeypatch, capsys):
+    model, whole = random_model(), Decoder.decode_step
+    options = dict(group_size=2, max_new_tokens=20, seed=0)
+    expected = generate(model, tokenizer, PROMPTS, **options)
+    monkeypatch.setattr(rollout_module, "_prompt_limits", weakref.WeakKeyDictionary())
+
+    def short_of_memory(self, rows, t):
+        if t == 3 and self.max_rows > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        whole(self, rows, t)
+
+    monkeypatch.setattr(Decoder, "decode_step", short_of_memory)
+    for calls in (2, 0):  # a later call knows the limit
+        rollout = generate(model, tokenizer, PROMPTS, **options)
+        for field in dataclasses.fields(expected):
+            one, other = getattr(expected, field.name), getattr(rollout, field.name)
+            if field.name == "prompt_ids":
+                assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+            elif torch.is_tensor(one):
+                assert torch.allclose(one.float(), other.float(), atol=1e-5), field.name
+            else:
+                assert one == other
+        assert capsys.readouterr().err.count("prompts at a time") == calls
+    with pytest.raises(torch.OutOfMemoryError):  # a group is never divided
+        generate(model, tokenizer, PROMPTS, **{**options, "group_size": 4})
+    with pytest.raises(RuntimeError, match="another error"):
+        monkeypatch.setattr(Decoder, "decode_step", lambda *_: (_ for _ in ()).throw(RuntimeError("another error")))
+        generate(model, tokenizer, PROMPTS, **options)

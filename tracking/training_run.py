@@ -205,11 +205,15 @@ class TrainingRun:
 
     def _log(self, row: dict) -> None:
         self.metrics_log.append(row)
-        self.tracker.log(row, step=row["step"])
+        self._track(row)
         if "eval/accuracy" in row:
             tqdm.write(describe_evaluation(f"step {row['step']}", row))
             if distributed.is_main_process():
                 plotter.plot_run(self.folder)
+
+    def _track(self, row: dict) -> None:
+        """Hands the row to the tracker, which draws numbers."""
+        self.tracker.log({k: v for k, v in row.items() if not isinstance(v, str)}, step=row["step"])
 
     def _save(self, step: int, accuracy: float) -> None:
         is_best, self.best = accuracy > self.best, max(accuracy, self.best)
@@ -234,7 +238,7 @@ class TrainingRun:
             self.samples_log.append(*({"step": self.last_step, **sample} for sample in new_samples))
             logged[-1] |= metrics
             self.metrics_log.replace(logged)
-            self.tracker.log(logged[-1], step=self.last_step)
+            self._track(logged[-1])
             tqdm.write(describe_evaluation(f"step {self.last_step}", logged[-1]))
         if logged[-1]["eval/accuracy"] > self.best:
             self.best = logged[-1]["eval/accuracy"]
