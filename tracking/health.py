@@ -96,7 +96,7 @@ def accuracy_gain(rows: list[dict]) -> Finding | None:
         change(first, last) > SIGNIFICANT or young or first["eval/accuracy"] >= SOLVED,
         "Learning",
         message,
-        rule=f"warning below {SIGNIFICANT} standard errors from step {YOUNG} on, unless it began at {SOLVED:.0%} or more",
+        rule=f"warning below {SIGNIFICANT} standard errors from step {YOUNG} on, unless it began at {SOLVED:.0%}",
         advice="train for more steps, try another --learning_rate, or measure smaller gains with more --eval_problems; "
         "first look at the other findings",
     )
@@ -166,8 +166,8 @@ def reward_without_accuracy(rows: list[dict]) -> Finding | None:
         not gamed,
         name,
         message,
-        rule=f"warning if the reward rose by {DECISIVE:.0f} standard errors, and the sampled or greedy accuracy fell by "
-        f"{DECISIVE:.0f} since then, or neither rose since the start",
+        rule=f"warning if the reward rose by {DECISIVE:.0f} standard errors, and the sampled or greedy accuracy fell "
+        f"by {DECISIVE:.0f} since then, or neither rose since the start",
         advice="read samples with high rewards: answers may earn them without being right; give accuracy more weight "
         "in --rewards",
     )
@@ -184,7 +184,8 @@ def train_test_gap(rows: list[dict]) -> Finding | None:
     return judge(
         gap < max(0.1, DECISIVE * error),
         "Training against test",
-        f"in the last quarter of the steps, {np.mean(late):.0%} of the training answers were right; held-out: {test:.0%}",
+        f"in the last quarter of the steps, {np.mean(late):.0%} of the training answers were right, and "
+        f"{test:.0%} of the held-out ones",
         rule=f"warning if training is ahead by 10 points and by {DECISIVE:.0f} standard errors",
         advice="the training problems are being memorised: more of them (--dataset_path), or fewer steps",
     )
@@ -242,7 +243,7 @@ def truncation(rows: list[dict]) -> Finding | None:
 
 def length_growth(rows: list[dict]) -> Finding | None:
     """Do the answers grow without becoming better? Needs 8 steps."""
-    if len(lengths := values_of(rows, "completion_length")) < 8 or not evaluations(rows):
+    if len(values_of(rows, "completion_length")) < 8 or not evaluations(rows):
         return None
     start, end = beginning(rows, "completion_length"), last_quarter(rows, "completion_length")
     return judge(
@@ -250,7 +251,8 @@ def length_growth(rows: list[dict]) -> Finding | None:
         "Length",
         f"the mean length went from {start:.0f} to {end:.0f} tokens",
         rule="warning above 1.5 times its start, unless the held-out accuracy rose",
-        advice="--loss_type dr_grpo or dapo, which do not pay for long wrong answers; look for rewards that length earns",
+        advice="--loss_type dr_grpo or dapo, which do not pay for long wrong answers; read samples: length may earn "
+        "rewards",
     )
 
 
@@ -280,8 +282,8 @@ def entropy_collapse(rows: list[dict]) -> Finding | None:
         fall >= COLLAPSE * errors or last >= SOLVED,
         "Entropy",
         f"entropy went from {start:.3g} to {end:.3g} nats a token, training accuracy from {first:.0%} to {last:.0%}",
-        rule=f"warning if it fell to less than {COLLAPSE} of the share to which the errors fell, unless {SOLVED:.0%} of the "
-        "answers are right",
+        rule=f"warning if it fell to under {COLLAPSE} of the share to which the errors fell, unless {SOLVED:.0%} of "
+        "the answers are right",
         advice="lower --learning_rate, raise --clip_high to 0.28, or keep the policy near its start with --beta 0.01",
     )
 
@@ -313,7 +315,8 @@ def gradient_spikes(rows: list[dict]) -> Finding | None:
     return judge(
         spikes < 3,
         "Gradient norm",
-        f"{spikes} gradients were over 10 times the median {median:.2g}; the largest was {norms[worst]:.2g} in step {worst}",
+        f"{spikes} gradients were over 10 times the median {median:.2g}; the largest was {norms[worst]:.2g} in step "
+        f"{worst}",
         rule="warning from 3 such steps on",
         advice="lower --learning_rate or --max_grad_norm, lengthen --warmup_steps, and read the step's samples",
     )
