@@ -72,8 +72,7 @@ class Rollout:
         def join(columns):
             if isinstance(columns[0], list):
                 return [value for column in columns for value in column]
-            padded = torch.nn.utils.rnn.pad_sequence([row for column in columns for row in column], batch_first=True)
-            return padded
+            return torch.nn.utils.rnn.pad_sequence([row for column in columns for row in column], batch_first=True)
 
         return cls(**{f.name: join([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(cls)})
 

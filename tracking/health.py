@@ -1,7 +1,7 @@
 """Health checks of a run: each reads the rows of metrics.jsonl and returns one Finding, or None without data.
 
 To add a check, write a function rows -> Finding | None and put it into CHECKS. docs/metrics.md has each rule with its
-reason and its source. The thresholds are set so that every sick run of plots/zoo is found and no good one is accused.
+reason and its source. tests/test_health.py holds the thresholds against the good runs of plots/metrics and the zoo.
 A "problem" means that the result or the gradient is wrong; all else is a "warning".
 
 Left out on purpose: checks that need the model or the samples, and checks before a run (tracking/doctor.py).
