@@ -79,6 +79,7 @@ def policy_loss(
     num_rows, num_tokens
                   how many rows and positions with a real draw the whole optimizer step has. The loss is divided by
                   these, so the losses (and stats) of micro-batches and of processes add up to those of one big batch.
+                  For dr_grpo, which divides by a constant, num_rows are all rows, those without a real draw too.
                   Default: this call is the whole step.
     max_length    the completion limit, the constant divisor of dr_grpo
 
@@ -90,7 +91,8 @@ def policy_loss(
       gspo     ratio = exp(mean over the row)      one ratio a row, then as grpo                 (Zheng et al. 2025)
       cispo    -min(ratio, 1 + clip_high) A log p  over all tokens; the weight carries no
                                                    gradient, so no token loses its own           (MiniMax 2025)
-    Stats, means over positions: "clip_frac", share of draws whose gradient is cut or capped; "kl", with ref_logprobs.
+    Stats, means over positions: "clip_frac", share of draws whose gradient is cut or capped, none where A is 0; with
+    ref_logprobs "kl", of a draw: where a position has several draws, their mean. The loss takes their sum.
     """
     if loss_type not in LOSS_TYPES:
         raise ValueError(f"unknown loss type {loss_type!r}: choose from {', '.join(LOSS_TYPES)}")
@@ -106,7 +108,9 @@ def policy_loss(
 
     positions = mask.any(dim=-1)  # (B, T)
     row_tokens = positions.sum(dim=1)  # (B,)
-    num_rows = max(1, (row_tokens > 0).sum().item() if num_rows is None else num_rows)
+    if num_rows is None:
+        num_rows = len(mask) if loss_type == "dr_grpo" else (row_tokens > 0).sum().item()
+    num_rows = max(1, num_rows)
     num_tokens = max(1, row_tokens.sum().item() if num_tokens is None else num_tokens)
 
     # Padding may hold anything, even infinities, and 0 * inf is nan: blank it before any arithmetic.
@@ -121,7 +125,7 @@ def policy_loss(
     ratio = torch.exp(log_ratio)
 
     if loss_type == "cispo":
-        clipped = ratio > 1 + clip_high
+        clipped = (ratio > 1 + clip_high) & (A != 0)
         per_draw = -torch.clamp(ratio, max=1 + clip_high).detach() * A * logprobs
     else:
         # min() makes the objective a pessimistic bound: it stops paying once the ratio has left the interval in the
@@ -137,7 +141,7 @@ def policy_loss(
     stats = {"clip_frac": ((clipped & mask).sum(dim=-1) / mask.sum(dim=-1).clamp(min=1)).sum().item() / num_tokens}
     if ref_logprobs is not None:
         kl = (kl_estimate(logprobs, ref_logprobs.masked_fill(~mask, 0.0)) * mask).sum(dim=-1)  # (B, T)
-        stats["kl"] = kl.sum().item() / num_tokens
+        stats["kl"] = (kl / mask.sum(dim=-1).clamp(min=1)).sum().item() / num_tokens
         if beta > 0:
             per_token = per_token + beta * kl
 

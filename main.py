@@ -39,6 +39,7 @@ import evaluator
 import llms
 import rldatasets
 from engine import distributed
+from engine.statistics import pack_outcomes
 from grpo import compute_advantages
 from rollout import generate
 from tracking import checkpoints, doctor, run_folder, step_records, summaries
@@ -140,11 +141,16 @@ def step_seed(config: GRPOConfig, step: int) -> int:
     return config.seed * 1_000_003 + step
 
 
+# The controls' random numbers are not those of the rollout, which step_seed alone gives: noise must be independent of
+# the answers. Below 2^32, beyond which torch's generator ignores a seed's digits.
+CONTROL_SEED = 1_500_000_001
+
+
 def control_rewards(rewards: torch.Tensor, config: GRPOConfig, step: int) -> torch.Tensor:
     """The rewards (B,), or uniform noise in their place with --control random_rewards."""
     if config.control != "random_rewards":
         return rewards
-    generator = torch.Generator().manual_seed(step_seed(config, step))
+    generator = torch.Generator().manual_seed(step_seed(config, step) + CONTROL_SEED)
     return torch.rand(len(rewards), generator=generator).to(rewards.device)
 
 
@@ -152,7 +158,7 @@ def control_advantages(advantages: torch.Tensor, config: GRPOConfig, step: int) 
     """The advantages (B,), or the same ones dealt to other rows with --control shuffled_advantages."""
     if config.control != "shuffled_advantages":
         return advantages
-    generator = torch.Generator().manual_seed(step_seed(config, step))
+    generator = torch.Generator().manual_seed(step_seed(config, step) + CONTROL_SEED)
     return advantages[torch.randperm(len(advantages), generator=generator).to(advantages.device)]
 
 
@@ -170,9 +176,12 @@ def evaluate(config: GRPOConfig, setup: Setup) -> tuple[dict[str, float], list[d
         )
 
     sampled, greedy = measure(config.temperature, hard_mode), measure(0.0, hard_mode)
-    samples = [{"split": "test"} | record for record in sampled.pop("records")[:16]]
+    records = sampled.pop("records")
+    samples = [{"split": "test"} | record for record in records[:16]]
     metrics = {f"eval/{name}": value for name, value in sampled.items()}
     metrics["eval/accuracy_greedy"] = greedy["accuracy"]
+    metrics["eval/outcomes"] = pack_outcomes([record["correct"] for record in records])
+    metrics["eval/outcomes_greedy"] = pack_outcomes([record["correct"] for record in greedy["records"]])
     if mode.k > 1:
         metrics["eval/accuracy_soft"] = measure(config.temperature, mode)["accuracy"]
     return metrics, samples

@@ -19,11 +19,13 @@ Left out on purpose: beam search, top-k and top-p, paged caches, speculative dec
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 import weakref
 from dataclasses import dataclass
 
 import torch
+from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import llms
@@ -31,6 +33,7 @@ from engine.attention import forward_hidden, has_flash, head_dim
 from engine.cuda_graphs import StepGraphs
 from engine.head import head_logits
 from engine.kv_cache import DenseKVCache, FlatKVCache
+from engine.out_of_memory import retry_smaller
 from engine.sampling_params import SamplingParams
 from soft_thinking import SoftThinking, SoftThinkingController, TagMatcher, heaviest_draw, mixture_weights
 
@@ -62,6 +65,17 @@ class Rollout:
         """(B, T) float: weight of the readable token, equal draws added up; 1 on a hard position."""
         return (self.weights * (self.draws == self.trace_ids.unsqueeze(-1))).sum(dim=-1)
 
+    @classmethod
+    def concatenate(cls, parts: "list[Rollout]") -> "Rollout":
+        """The rows of all parts, padded to the longest of them."""
+
+        def join(columns):
+            if isinstance(columns[0], list):
+                return [value for column in columns for value in column]
+            return torch.nn.utils.rnn.pad_sequence([row for column in columns for row in column], batch_first=True)
+
+        return cls(**{f.name: join([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(cls)})
+
 
 @torch.no_grad()
 def generate(
@@ -87,6 +101,8 @@ def generate(
     seed: the same seed gives the same rows, and row i does not depend on the rows after it.
     prompt_indices: where each prompt stands in a larger batch of which these are a part (several processes, each with
         its share). The rows are then the ones that the larger batch would have had.
+    When memory runs out, half as many prompts are read at a time, here and in later calls with this model; the rows
+    stay the same. One prompt's group is never divided.
     Raises ValueError for an empty prompt, a negative temperature, or more tokens than the model has positions.
     """
     prompt_ids = [torch.tensor(tokenizer(prompt, add_special_tokens=False)["input_ids"]) for prompt in prompts]
@@ -95,18 +111,51 @@ def generate(
     soft.check_vocabulary(model.config.vocab_size)
     soft.check_budget(max_new_tokens)
     stop_ids = llms.stop_ids(model, tokenizer) if stop_ids is None else stop_ids
-    num_rows, num_tokens = len(prompts) * group_size, max(map(len, prompt_ids)) + max_new_tokens
     params = SamplingParams(soft, temperature, tuple(stop_ids), stop_tag, max_new_tokens)
+    seed = torch.seed() if seed is None else seed
+    indices = list(range(len(prompts))) if prompt_indices is None else prompt_indices
+    parts: list[Rollout] = []  # of the prompts that are done
+    done = 0
+
+    def sample_rest():
+        nonlocal done
+        while done < len(prompts):
+            some = slice(done, done + _prompt_limits.get(model, len(prompts)))
+            parts.append(
+                _sample(model, tokenizer, prompts[some], prompt_ids[some], indices[some], group_size, seed, params)
+            )
+            done += len(prompts[some])
+
+    def halve():
+        _graph_decoders.pop(model, None)  # with its buffers
+        _prompt_limits[model] = min(_prompt_limits.get(model, len(prompts)), len(prompts) - done) // 2
+        tqdm.write(
+            f"out of memory while sampling: {_prompt_limits[model]} prompts at a time from now on", file=sys.stderr
+        )
+
+    def can_halve():
+        return min(_prompt_limits.get(model, len(prompts)), len(prompts) - done) > 1
+
     with _evaluating(model):
-        decoder = decoder_for(model, tokenizer, params, num_rows, num_tokens)
-        rows = decoder.prefill(prompts, prompt_ids, group_size, seed, prompt_indices)
-        for t in range(1, max_new_tokens):
-            if t % decoder.finished_check_interval == 0:
-                rows = decoder.drop_finished(rows)
-                if len(rows) == 0:
-                    break
-            decoder.decode_step(rows, t)
-    return _to_rollout(tokenizer, prompt_ids, group_size, decoder.buffers, stop_ids)
+        retry_smaller(sample_rest, can_halve, halve)
+    return parts[0] if len(parts) == 1 else Rollout.concatenate(parts)
+
+
+# How many prompts generate reads at a time with a model that ran out of memory.
+_prompt_limits: "weakref.WeakKeyDictionary[PreTrainedModel, int]" = weakref.WeakKeyDictionary()
+
+
+def _sample(model, tokenizer, prompts, prompt_ids, prompt_indices, group_size, seed, params: SamplingParams) -> Rollout:
+    num_rows, num_tokens = len(prompts) * group_size, max(map(len, prompt_ids)) + params.max_new_tokens
+    decoder = decoder_for(model, tokenizer, params, num_rows, num_tokens)
+    rows = decoder.prefill(prompts, prompt_ids, group_size, seed, prompt_indices)
+    for t in range(1, params.max_new_tokens):
+        if t % decoder.finished_check_interval == 0:
+            rows = decoder.drop_finished(rows)
+            if len(rows) == 0:
+                break
+        decoder.decode_step(rows, t)
+    return _to_rollout(tokenizer, prompt_ids, group_size, decoder.buffers, params.stop_ids)
 
 
 class Decoder:
@@ -124,7 +173,7 @@ class Decoder:
         B, K, V, device = max_rows, self.soft.k, model.config.vocab_size, model.device
         self.max_rows, self.max_tokens = max_rows, max_tokens
         self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=device)
-        self.uniform = torch.zeros(B, T, K, device=device)
+        self.uniform = torch.zeros(B, T, K, dtype=precise_dtype(device), device=device)
         self.prompt_length = torch.ones(B, dtype=torch.long, device=device)
         self.soft_controller = SoftThinkingController(self.soft, tokenizer, V, self.stop_ids, B, T)
         self.matcher = TagMatcher(tokenizer, V, stop_tag, device) if stop_tag else None
@@ -145,7 +194,7 @@ class Decoder:
     def model(self) -> PreTrainedModel:
         return self._model()
 
-    def prefill(self, prompts, prompt_ids, group_size: int, seed: int | None, prompt_indices=None) -> torch.Tensor:
+    def prefill(self, prompts, prompt_ids, group_size: int, seed: int, prompt_indices: list[int]) -> torch.Tensor:
         """Reads the prompts and draws every row's first token. Returns the rows, (B,) ids."""
         device, B = self.model.device, len(prompts) * group_size
         for state in (self.tag_state, self.finished, *self.buffers.values()):
@@ -156,10 +205,10 @@ class Decoder:
         self.prompt_length[:B] = lengths.repeat_interleave(group_size)
         # All random numbers are drawn now, on the CPU: they are the same on every device, and a row's numbers do not
         # depend on when other rows finish.
-        generator = torch.Generator().manual_seed(torch.seed() if seed is None else seed)
-        prompt_indices = torch.arange(len(prompts)) if prompt_indices is None else torch.tensor(prompt_indices)
-        of_all = torch.rand(int(prompt_indices.max()) + 1, group_size, *self.uniform.shape[1:], generator=generator)
-        self.uniform[:B] = of_all[prompt_indices].flatten(0, 1).to(device)
+        generator = torch.Generator().manual_seed(seed)
+        shape = max(prompt_indices) + 1, group_size, *self.uniform.shape[1:]
+        of_all = torch.rand(shape, generator=generator, dtype=torch.float64)
+        self.uniform[:B] = of_all[prompt_indices].flatten(0, 1).to(self.uniform)
 
         padded = torch.nn.utils.rnn.pad_sequence(prompt_ids, batch_first=True).to(device)  # (P, longest)
         self.cache = self.new_cache(lengths, group_size)
@@ -211,20 +260,53 @@ class Decoder:
         return rows if live.all() else self.cache.compact(rows, live)
 
 
-def draw(probs: torch.Tensor, uniform: torch.Tensor, greedy: bool = False, topk: bool = False) -> torch.Tensor:
-    """K independent draws a row. probs: (n, V) float32, uniform: (n, K) in [0, 1) -> (n, K) long.
+SMALL_VOCABULARY = 4096  # up to here one cumulative sum over all tokens is the faster way
+BLOCK = 256  # tokens
 
-    By the inverse of the cumulative distribution: the first token at which it exceeds the uniform number. A token of
-    probability 0 adds nothing to it and is never first. greedy: K times the likeliest; topk: the K likeliest.
+
+def precise_dtype(device: torch.device) -> torch.dtype:
+    """float64, which Apple's mps lacks. fp32 sums and 24-bit random numbers never draw many of the rare tokens of a
+    vocabulary of 151,936."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def draw(probs: torch.Tensor, uniform: torch.Tensor, greedy: bool = False, topk: bool = False) -> torch.Tensor:
+    """K independent draws a row. probs: (n, V) float32, uniform: (n, K) float64 in [0, 1) -> (n, K) long.
+
+    By the inverse of the cumulative distribution: the first token at which it exceeds the uniform number. In a large
+    vocabulary the same rule first picks a block of tokens, then a token of the block. greedy: K times the likeliest;
+    topk: the K likeliest.
     """
     n, K = uniform.shape
     if topk:
         return probs.topk(K, dim=-1).indices
     if greedy:
         return probs.argmax(dim=-1, keepdim=True).expand(n, K)
-    cumulative = probs.cumsum(dim=-1)
-    threshold = uniform * cumulative[:, -1:]  # the last entry is 1 up to rounding
-    return torch.searchsorted(cumulative, threshold, right=True).clamp(max=probs.shape[-1] - 1)
+    V, device = probs.shape[1], probs.device
+    if V <= SMALL_VOCABULARY:
+        return first_above(probs, uniform)[0]
+    whole = V // BLOCK * BLOCK  # tokens in full blocks; the last block has the rest
+    sums = [probs[:, :whole].unflatten(1, (-1, BLOCK)).sum(dim=-1), probs[:, whole:].sum(dim=-1, keepdim=True)]
+    block, uniform = first_above(torch.cat(sums, dim=1), uniform)  # (n, K) each
+    tokens = block[..., None] * BLOCK + torch.arange(BLOCK, device=device)  # (n, K, BLOCK)
+    inside = probs.gather(1, tokens.clamp(max=V - 1).flatten(1)).view_as(tokens) * (tokens < V)
+    within, _ = first_above(inside, uniform[..., None])
+    return (block * BLOCK + within.squeeze(-1)).clamp(max=V - 1)  # NaN may point past the last token
+
+
+def first_above(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the cumulative sum of the weights first exceeds uniform x their sum, and how far into that weight.
+
+    weights: (..., m), uniform: (..., K) in [0, 1) -> index (..., K) long, share (..., K) in [0, 1): the threshold's
+    place within the weight, itself uniform and independent of the index. A weight of 0 is never chosen.
+    """
+    cumulative = weights.cumsum(dim=-1, dtype=uniform.dtype)
+    total = cumulative[..., -1:]
+    threshold = torch.minimum(uniform * total, total * (1 - torch.finfo(uniform.dtype).eps))  # below it after rounding
+    index = torch.searchsorted(cumulative, threshold, right=True).clamp(max=weights.shape[-1] - 1)
+    weight = weights.gather(-1, index).to(uniform.dtype)
+    share = (threshold - (cumulative.gather(-1, index) - weight)) / weight
+    return index, share.clamp(0, 1)
 
 
 def apply_forced_tokens(draws, logprobs, is_soft, forced, soft: SoftThinking) -> dict[str, torch.Tensor]:

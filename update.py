@@ -14,13 +14,13 @@ import sys
 from dataclasses import dataclass
 
 import torch
-from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 import grpo
 import llms
 from engine import distributed
+from engine.out_of_memory import retry_smaller
 from rollout import Rollout
 
 MIN_MICRO_BATCH = 64  # tokens; running out of memory with fewer ends the run
@@ -31,6 +31,10 @@ class TokenBudget:
     """How many tokens a micro-batch may have. Halved for the rest of the run when the GPU runs out of memory."""
 
     tokens: int
+
+    def can_halve(self, model) -> bool:
+        """Not for a sharded model: the other processes are waiting inside the pass that failed."""
+        return self.tokens >= MIN_MICRO_BATCH and not distributed.is_sharded(model)
 
     def halve(self) -> None:
         self.tokens //= 2
@@ -89,9 +93,11 @@ def update(
         rows = torch.arange(start, start + share, device=mask.device)  # whole groups
         # Rows without advantage have no gradient, unless the KL gives them one.
         learning = rows[(row_tokens[rows] > 0) & ((advantages[rows] != 0) | (ref is not None))]
-        # Totals of the whole optimizer step. Rows that are left out count too, with a gradient of zero.
+        # Totals of the whole optimizer step. Rows that are left out count too, with a gradient of zero; so do masked
+        # rows in dr_grpo, which divides by a constant.
+        counted = row_tokens[rows] > (-1 if config.loss_type == "dr_grpo" else 0)
         totals = distributed.all_reduce_sum({
-            "num_rows": (row_tokens[rows] > 0).sum().item(), "num_tokens": row_tokens[rows].sum().item(),
+            "num_rows": counted.sum().item(), "num_tokens": row_tokens[rows].sum().item(),
             "num_draws": mask[learning].sum().item(), "learning": len(learning),
         })  # fmt: skip
         if totals.pop("learning") == 0:
@@ -114,18 +120,16 @@ def update(
 
 def gradient_within_memory(policy, optimizer, batch: Batch, rows, totals, config, budget: TokenBudget):
     """accumulate_gradient, with the token budget halved and the gradient started anew when memory runs out."""
-    while True:
-        try:
-            return accumulate_gradient(policy, batch, rows, totals, config, budget)
-        except (RuntimeError, torch.OutOfMemoryError) as error:
-            # The other processes of a sharded policy are waiting inside it, so the run has to end there.
-            too_large = should_reduce_batch_size(error) and not distributed.is_sharded(policy)
-            if not too_large or budget.tokens < MIN_MICRO_BATCH:
-                raise
-        # Out of the except block, which would keep the tensors alive.
+
+    def shrink():
         optimizer.zero_grad()
-        clear_device_cache(garbage_collection=True)
         budget.halve()
+
+    return retry_smaller(
+        lambda: accumulate_gradient(policy, batch, rows, totals, config, budget),
+        lambda: budget.can_halve(policy),
+        shrink,
+    )
 
 
 def accumulate_gradient(policy, batch: Batch, rows, totals, config, budget: TokenBudget) -> dict[str, float]:
@@ -181,14 +185,21 @@ def optimizer_step(policy, optimizer, max_grad_norm: float) -> float:
 
 @torch.no_grad()
 def all_logprobs(model, rollout: Rollout, config, budget: TokenBudget, rows=None) -> torch.Tensor:
-    """Log-probs of `rows` (default all) under `model`, without gradient: (B, T, K), 0 in other rows."""
-    result = torch.zeros_like(rollout.logprobs)
-    rows = range(len(result)) if rows is None else rows
-    for micro in own_micro_batches(model, rollout, rows, budget.tokens):
-        logprobs = policy_logprobs(model, rollout, micro or [0], config)
-        if micro:
-            result[micro] = logprobs
-    return result
+    """Log-probs of `rows` (default all) under `model`, without gradient: (B, T, K), 0 in other rows.
+
+    When memory runs out, the token budget is halved and the pass begins anew.
+    """
+    rows = range(len(rollout.texts)) if rows is None else rows
+
+    def attempt():
+        result = torch.zeros_like(rollout.logprobs)
+        for micro in own_micro_batches(model, rollout, rows, budget.tokens):
+            logprobs = policy_logprobs(model, rollout, micro or [0], config)
+            if micro:
+                result[micro] = logprobs
+        return result
+
+    return retry_smaller(attempt, lambda: budget.can_halve(model), budget.halve)
 
 
 def policy_logprobs(model, rollout: Rollout, rows: list[int], config) -> torch.Tensor:

@@ -351,8 +351,9 @@ def draws(size: Size, results: dict) -> dict:
     logits[::10] = -torch.inf
     logits[5], logits[77] = 14.0, 12.0
     probs = logits.softmax(dim=-1).to(size.device)
-    uniform = torch.rand(rows, size.draws // rows, generator=generator).to(size.device)
-    drawn = rollout.draw(probs.expand(rows, -1).contiguous(), uniform).flatten()
+    uniform = torch.rand(rows, size.draws // rows, generator=generator, dtype=torch.float64).to(size.device)
+    probs_of_rows = probs.expand(rows, -1).contiguous()
+    drawn = torch.cat([rollout.draw(probs_of_rows, some) for some in uniform.split(2**12, dim=1)], dim=1).flatten()
     n = len(drawn)
     counts = torch.bincount(drawn, minlength=vocab_size)
     impossible = int(counts[probs == 0].sum())

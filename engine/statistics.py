@@ -45,3 +45,30 @@ def paired_difference(a: list[float], b: list[float], z: float = 1.96) -> tuple[
     differences = [x - y for x, y in zip(a, b, strict=True)]
     mean, half_width = fmean(differences), z * stdev(differences) / math.sqrt(len(a))
     return mean, mean - half_width, mean + half_width
+
+
+def pack_outcomes(right: list[bool]) -> str:
+    """Outcomes of n problems as hexadecimal digits, four problems a digit, so that a log can hold them."""
+    bits = "".join("1" if outcome else "0" for outcome in right)
+    return "".join(f"{int(bits[i : i + 4].ljust(4, '0'), 2):x}" for i in range(0, len(bits), 4))
+
+
+def unpack_outcomes(digits: str, n: int) -> list[bool]:
+    """What pack_outcomes was given."""
+    return [bit == "1" for digit in digits for bit in f"{int(digit, 16):04b}"][:n]
+
+
+def paired_z(before: list[bool], after: list[bool]) -> float:
+    """How many standard errors the share of right outcomes rose on the same problems (McNemar 1947).
+
+    (gained - lost) / sqrt(gained + lost): problems with the same outcome say nothing about a change. 0 if none changed.
+    """
+    gained = sum(b and not a for a, b in zip(before, after, strict=True))
+    lost = sum(a and not b for a, b in zip(before, after, strict=True))
+    return (gained - lost) / math.sqrt(max(1, gained + lost))
+
+
+def unpaired_z(p: float, n: int, q: float, m: int) -> float:
+    """How many standard errors the rate q of m trials is above the rate p of n other ones (pooled two-sample test)."""
+    pooled = (p * n + q * m) / (n + m)
+    return (q - p) / math.sqrt(max(pooled * (1 - pooled), 1 / (n + m)) * (1 / n + 1 / m))

@@ -35,7 +35,8 @@ def metric_rows(steps=8, **late):
     """Rows of a run that passes every check, except that the second half has the values of `late`."""
     values = {
         "reward": 1.0, "accuracy": 0.6, "format_rate": 0.95, "entropy": 0.5, "zero_std_groups": 0.2,
-        "truncated_rate": 0.01, "logprob_gap": 1e-6, "kl": 0.01, "skipped_updates": 0,
+        "truncated_rate": 0.01, "logprob_gap": 1e-6, "kl": 0.01, "skipped_updates": 0, "completion_length": 50,
+        "loop_rate": 0.0, "repetition": 0.02, "grad_norm": 0.1, "clip_frac": 0.01, "updates": 4,
     }  # fmt: skip
     return [{"step": step} | values | (late if step > steps // 2 else {}) for step in range(1, steps + 1)]
 

@@ -287,7 +287,7 @@ def slow_policy_loss(
                 weight = 1.0 if draw_weights is None else draw_weights[i].item()
                 if loss_type == "cispo":
                     token_loss -= weight * min(ratio.item(), 1 + clip_high) * A * logprobs[i]
-                    clipped.append(ratio.item() > 1 + clip_high)
+                    clipped.append(ratio.item() > 1 + clip_high and A.item() != 0)
                 elif loss_type == "gspo":  # the row's one term, shared by the position's draws
                     token_loss -= weight * row_objective / len(draws)
                     clipped.append(row_clipped)
@@ -300,14 +300,14 @@ def slow_policy_loss(
                 log_ratios = [ref_logprobs[i] - logprobs[i] for i in draws]
                 token_kl = sum(torch.exp(log_ratio) - log_ratio - 1 for log_ratio in log_ratios)
                 token_loss += beta * token_kl
-                kl += token_kl.item() / num_tokens
+                kl += token_kl.item() / len(draws) / num_tokens
             row_sum += token_loss
         if loss_type in ("grpo", "gspo"):
             loss += row_sum / len(positions) / len(rows)
         elif loss_type in ("dapo", "cispo"):
             loss += row_sum / num_tokens
         elif loss_type == "dr_grpo":
-            loss += row_sum / (len(rows) * max_length)
+            loss += row_sum / (len(logprobs) * max_length)  # a constant: rows without a real draw count
     return loss, {"clip_frac": clip_frac} | ({} if ref_logprobs is None else {"kl": kl})
 
 
@@ -392,6 +392,8 @@ def test_micro_batches_add_up_to_the_batch(loss_type, shape):
     positions = mask.view(6, 5, -1).any(dim=-1)
     totals = {"num_rows": positions.any(dim=1).sum().item(), "num_tokens": positions.sum().item()}
     assert totals["num_rows"] == 5
+    if settings["loss_type"] == "dr_grpo":  # divides by a constant
+        totals["num_rows"] = 6
 
     loss, stats, gradient = 0, {"clip_frac": 0, "kl": 0}, torch.zeros_like(logprobs)
     for rows in ([0], [1, 2], [3], [5, 4]):  # sizes differ, [3] has nothing to learn from, order is free
@@ -455,7 +457,7 @@ def test_on_policy_the_gradient_is_reinforce(loss_type, shape):
         "gspo": num_rows * row_tokens.clamp(min=1),
         "dapo": num_tokens.expand(6),
         "cispo": num_tokens.expand(6),
-        "dr_grpo": torch.tensor(num_rows * 7).expand(6),
+        "dr_grpo": torch.tensor(6 * 7).expand(6),
     }[loss_type]
     logprobs.requires_grad_()
     reinforce = -(advantages / divisor * (logprobs * mask).flatten(1).sum(dim=1)).sum()
@@ -510,6 +512,16 @@ def test_moving_away_from_the_reference_raises_the_loss(loss_type):
     assert loss.item() == pytest.approx(0.0193147, abs=1e-7)
 
 
+def test_the_logged_kl_of_several_draws_compares_with_that_of_one():
+    """Each draw has the k3 of ln 2; the loss takes the sum of a position's draws."""
+    for K in (1, 2, 3):
+        logprobs = torch.zeros(2, 4, K)
+        settings = {"ref_logprobs": logprobs - math.log(2), "beta": 0.1, "loss_type": "dapo"}
+        loss, stats, _ = loss_and_gradient(logprobs, None, tensor([0, 0]), torch.ones_like(logprobs).bool(), **settings)
+        assert stats["kl"] == pytest.approx(0.193147, abs=1e-6)
+        assert loss.item() == pytest.approx(K * 0.0193147, abs=1e-6)
+
+
 @pytest.mark.parametrize("loss_type", LOSS_TYPES)
 def test_beta_zero_only_logs_the_kl(loss_type):
     logprobs, old_logprobs, ref_logprobs, advantages, mask = random_step((6, 5))
@@ -523,6 +535,16 @@ def test_beta_zero_only_logs_the_kl(loss_type):
     assert "kl" not in stats
     expected_kl = kl_estimate(logprobs, ref_logprobs)[mask].mean().item()
     assert logged_stats == {"clip_frac": stats["clip_frac"], "kl": pytest.approx(expected_kl)}
+
+
+def test_nothing_is_clipped_in_answers_without_an_advantage():
+    """An update leaves them out, so their far ratios must not be counted by one loss and ignored by another."""
+    logprobs, mask = torch.full((2, 3), 1.0), torch.ones(2, 3, dtype=torch.bool)
+    for loss_type in LOSS_TYPES:
+        _, stats, _ = loss_and_gradient(
+            logprobs, torch.zeros(2, 3), tensor([1, 0]), mask, loss_type=loss_type, max_length=3
+        )
+        assert stats["clip_frac"] == 0.5
 
 
 # ---- Masks -----------------------------------------------------------------------------------------------------------

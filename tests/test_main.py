@@ -274,6 +274,19 @@ def test_the_control_gives_rows_the_advantages_of_others(tmp_path):
     assert real != shuffled and sorted(real) == pytest.approx(sorted(shuffled))
 
 
+@pytest.mark.parametrize("step", [1, 77])
+def test_the_controls_noise_is_not_the_samplers(step):
+    """Rewards that are the rollout's own random numbers would depend on the answers."""
+    config = tiny_config("unused", seed=3, control="random_rewards")
+    generator = torch.Generator().manual_seed(main.step_seed(config, step))
+    sampling = torch.rand(256, generator=generator, dtype=torch.float64)
+    sampling32 = torch.rand(256, generator=generator.manual_seed(main.step_seed(config, step)))
+    noise = main.control_rewards(torch.zeros(256), config, step)
+    for numbers in (sampling.float(), sampling32):
+        assert abs(torch.corrcoef(torch.stack([noise, numbers]))[0, 1]) < 0.3  # 5 standard errors
+    assert 0 <= noise.min() and noise.max() < 1 and noise.std() > 0.2
+
+
 def test_a_step_on_the_real_gsm8k(tmp_path, gsm8k):
     folder = train(
         tiny_config(tmp_path / "run", dataset_name="gsm8k", dataset_path=str(gsm8k), max_steps=1, eval_steps=1)

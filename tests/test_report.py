@@ -233,7 +233,7 @@ def test_a_student_gets_a_report_of_its_own_kind(tmp_path):
     assert drawn == {"Optimization": ["grad_norm", "lr", "skipped_updates"], "Distillation": ["loss", "on_policy"]}
     facts = data["headline"]["facts"]
     assert (facts["steps"], facts["teacher"], facts["loss"]) == ("30", "runs/tiny", "rkl") and "control" not in facts
-    assert [finding["name"] for finding in data["findings"]] == ["Skipped updates"]
+    assert [finding["name"] for finding in data["findings"]] == ["Gradient norm", "Skipped updates"]
     origin = {row["name"]: row["origin"] for row in data["config"]}
     assert origin["loss"] == origin["teacher_name"] == "command line" and origin["jsd_beta"] == "default"
     assert origin["epochs"] == "default" and origin["learning_rate"] == "preset tiny"

@@ -1,17 +1,20 @@
 """rollout.generate: against transformers' own generate, against the distribution it claims to sample, and alone
 against in company."""
 
+import dataclasses
 import math
 import random
+import weakref
 
 import pytest
 import torch
 from random_models import PROMPTS, STOP_IDS, random_model
 
 import llms
+import rollout as rollout_module
 from engine.kv_cache import DenseKVCache
 from rldatasets import build_prompt, load_problems
-from rollout import draw, generate
+from rollout import Decoder, draw, generate
 from soft_thinking import TagMatcher
 
 
@@ -105,7 +108,7 @@ def test_draw_frequencies_match_the_probabilities():
     torch.manual_seed(0)
     n, K = 100_000, 2
     expected = torch.softmax(torch.tensor([2.0, -1.0, 0.5, -math.inf, 1.0]), dim=-1)
-    draws = draw(expected.expand(n, -1), torch.rand(n, K))
+    draws = draw(expected.expand(n, -1), torch.rand(n, K, dtype=torch.float64))
     for k in range(K):
         frequency = torch.bincount(draws[:, k], minlength=5) / n
         assert frequency[3] == 0, "an impossible token was drawn"
@@ -114,10 +117,75 @@ def test_draw_frequencies_match_the_probabilities():
     assert torch.allclose(both, expected[:, None] * expected, atol=4 * 0.5 / n**0.5), "draws are not independent"
 
 
-def test_draw_at_the_edges_of_the_uniform_interval():
+@pytest.mark.parametrize("V", [5, 9999])  # one cumulative sum; blocks
+def test_draw_at_the_edges_of_the_uniform_interval(V):
     """The inverse of the distribution function must land on a token of positive probability even there."""
-    probs = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]])
-    assert draw(probs, torch.tensor([[0.0, 0.499999, 0.500001, 1 - 2**-24]])).tolist() == [[1, 1, 3, 3]]
+    probs = torch.zeros(1, V)
+    probs[0, 1] = probs[0, 3] = 0.5
+    uniform = torch.tensor([[0.0, 0.499999, 0.500001, 1 - 2**-24, 1 - 2**-53]], dtype=torch.float64)
+    assert draw(probs, uniform).tolist() == [[1, 1, 3, 3, 3]]
+    assert draw(probs.fill_(math.nan), uniform).max() < V, "a token that does not exist"
+
+
+@pytest.mark.parametrize("V, K", [(100, 1), (4096, 2), (5000, 1), (5120, 3), (20_001, 2)])
+def test_draws_are_those_of_one_exact_cumulative_sum(V, K):
+    torch.manual_seed(0)
+    probs = (3 * torch.randn(64, V)).masked_fill(torch.rand(64, V) < 0.2, -math.inf).softmax(dim=-1)
+    uniform = torch.rand(64, K, dtype=torch.float64)
+    cumulative = probs.double().cumsum(dim=-1)
+    expected = (cumulative[:, None] <= uniform[..., None] * cumulative[:, -1:, None]).sum(dim=-1)
+    draws = draw(probs, uniform)
+    # A block's sum is rounded to 24 bits: a number within that of two tokens' border may fall to the other one.
+    assert (draws != expected).sum() <= 1
+    assert (probs.gather(1, draws) > 0).all()
+
+
+DRAWS, LARGE = 2**20, 151_936
+
+
+def large_distribution(name):
+    """(V,) float32 probabilities. tail: two tokens share all but 1e-4, and 150,000 have 6e-10 each."""
+    generator = torch.Generator().manual_seed(0)
+    if name == "tail":
+        probs = torch.zeros(LARGE)
+        probs[1000:151_000] = 1e-4 / 150_000
+        probs[7], probs[151_500] = 0.6, 0.4 - 1e-4
+        return probs
+    return (torch.randn(LARGE, generator=generator) * {"flat": 0.5, "peaked": 4}[name]).softmax(dim=-1)
+
+
+@pytest.mark.parametrize("name", ["flat", "peaked", "tail"])
+def test_a_million_draws_of_a_large_vocabulary_follow_softmax(name):
+    probs = large_distribution(name)
+    generator = torch.Generator().manual_seed(1)
+    uniform = torch.rand(2, DRAWS // 2, generator=generator, dtype=torch.float64)  # chunks: K x BLOCK numbers a row
+    drawn = torch.cat([draw(probs.expand(2, -1), some).flatten() for some in uniform.split(2**13, dim=1)])
+    counts, exact = torch.bincount(drawn, minlength=LARGE).double(), probs.double() / probs.double().sum()
+    # Cells of at least 100 expected draws: the likeliest tokens by themselves, the others in the order of probability.
+    order = exact.argsort(descending=True)
+    cell = (exact[order].cumsum(0) * DRAWS / 100).floor().long().unique(return_inverse=True)[1]
+    seen, expected = (torch.zeros(int(cell.max()) + 1).double().index_add(0, cell, x[order]) for x in (counts, exact))
+    expected = expected * DRAWS
+    seen, expected = seen[expected > 50], expected[expected > 50]
+    chi2, cells = ((seen - expected) ** 2 / expected).sum().item(), len(seen)
+    assert abs(chi2 - cells) < 5 * math.sqrt(2 * cells) + 5, f"chi2 {chi2:.0f} of {cells} cells"
+    tail = exact < 1e-6
+    mass, n = exact[tail].sum().item(), counts[tail].sum().item()
+    assert abs(n - mass * DRAWS) < 5 * math.sqrt(mass * DRAWS) + 1
+    assert counts[exact == 0].sum() == 0
+
+
+def test_each_rare_token_of_a_large_vocabulary_has_its_share():
+    """2^20 draws within the tail alone, from tokens of 7e-10 each: with fp32 sums, 1 of 90 of them is ever drawn."""
+    probs = large_distribution("tail")
+    generator = torch.Generator().manual_seed(2)
+    uniform = 0.6 + 1e-4 * (0.05 + 0.9 * torch.rand(1, DRAWS, generator=generator, dtype=torch.float64))
+    drawn = torch.cat([draw(probs[None], some).flatten() for some in uniform.split(2**13, dim=1)])
+    # The tail is at 1,000 to 151,000; 5 % are left out at its ends, and a bit more, as a block's sum is rounded.
+    counts = torch.bincount(drawn, minlength=LARGE)[9000:143_000].double()
+    expected, cells = DRAWS / (0.9 * 150_000), len(counts)
+    chi2 = ((counts - expected) ** 2 / expected).sum().item()
+    assert abs(chi2 - cells) < 5 * math.sqrt(2 * cells), f"chi2 {chi2:.0f} of {cells} tokens"
 
 
 def test_temperature_towards_zero_is_greedy(tokenizer):
@@ -289,3 +357,36 @@ def test_a_row_ends_with_the_stop_tag_and_keeps_it():
     assert 10 < with_tag < 64
     gap = (llms.completion_logprobs(model, cut) - cut.logprobs).abs().max()
     assert gap < 1e-4
+
+
+# ---------------------------------------------------------------- running out of memory
+
+
+def test_out_of_memory_samples_the_same_rows_with_fewer_prompts_at_a_time(tokenizer, monkeypatch, capsys):
+    model, whole = random_model(), Decoder.decode_step
+    options = dict(group_size=2, max_new_tokens=20, seed=0)
+    expected = generate(model, tokenizer, PROMPTS, **options)
+    monkeypatch.setattr(rollout_module, "_prompt_limits", weakref.WeakKeyDictionary())
+
+    def short_of_memory(self, rows, t):
+        if t == 3 and self.max_rows > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        whole(self, rows, t)
+
+    monkeypatch.setattr(Decoder, "decode_step", short_of_memory)
+    for calls in (2, 0):  # a later call knows the limit
+        rollout = generate(model, tokenizer, PROMPTS, **options)
+        for field in dataclasses.fields(expected):
+            one, other = getattr(expected, field.name), getattr(rollout, field.name)
+            if field.name == "prompt_ids":
+                assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+            elif torch.is_tensor(one):
+                assert torch.allclose(one.float(), other.float(), atol=1e-5), field.name
+            else:
+                assert one == other
+        assert capsys.readouterr().err.count("prompts at a time") == calls
+    with pytest.raises(torch.OutOfMemoryError):  # a group is never divided
+        generate(model, tokenizer, PROMPTS, **{**options, "group_size": 4})
+    with pytest.raises(RuntimeError, match="another error"):
+        monkeypatch.setattr(Decoder, "decode_step", lambda *_: (_ for _ in ()).throw(RuntimeError("another error")))
+        generate(model, tokenizer, PROMPTS, **options)

@@ -95,6 +95,20 @@ def test_what_is_due_is_done_in_order(new_run, tmp_path):
     assert (tmp_path / "args.json").exists()
 
 
+def test_a_check_that_turns_to_a_warning_is_named_once_at_the_next_evaluation(new_run, capsys):
+    def steps(run, clipped):
+        with run:
+            for step in run.steps():
+                run.finish_step({"clip_frac": 0.9 * (step in clipped), "skipped_updates": 0})
+        return [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: Clipping: ")]
+
+    config = Config(eval_steps=1)
+    lines = steps(new_run(config), clipped=(2, 3, 6))
+    assert len(lines) == 2 and "90.0% of the tokens: fewer --updates_per_rollout" in lines[0]
+    assert len(steps(new_run(config, last_step=5), clipped=(6, 7))) == 1
+    assert not steps(new_run(config, last_step=6), clipped=(7,)), "a resumed run does not repeat what it has said"
+
+
 def test_a_run_without_evaluation_logs_its_steps_alone(new_run, tmp_path):
     run = new_run(evaluate=None, max_steps=2)
     with run:

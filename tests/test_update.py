@@ -11,7 +11,7 @@ from small_runs import tiny_config
 import grpo
 import llms
 from rollout import generate
-from update import lr_scale, update
+from update import TokenBudget, all_logprobs, lr_scale, update
 
 # ---------------------------------------------------------------- one update
 
@@ -76,6 +76,18 @@ def test_masked_truncated_rows_keep_their_place_in_the_baseline_but_not_in_the_l
     grpo.policy_loss(logprobs, None, advantages, mask, loss_type="dr_grpo", max_length=72)[0].backward()
     for delta, parameter in zip(masked, by_hand.parameters(), strict=True):
         assert torch.allclose(delta, -0.1 * parameter.grad, atol=1e-6)
+
+
+def test_masking_rows_leaves_dr_grpos_gradient_of_the_others_as_it_is(tokenizer):
+    """Its divisor is a constant: masking rows whose advantage is 0 anyway gives the same step."""
+    rollout, advantages = rollout_and_advantages(random_model(), tokenizer)
+    truncated = torch.tensor([finish == "length" for finish in rollout.finish])
+    silenced = advantages.masked_fill(truncated, 0.0)
+    settings = dict(advantages=silenced, max_completion_length=20)
+    masked, plain = (weights_after_update(tokenizer, mask_truncated=on, **settings)[0] for on in (True, False))
+    assert truncated.sum() > 4 and any((delta != 0).any() for delta in plain)
+    for a, b in zip(masked, plain, strict=True):
+        assert torch.allclose(a, b, atol=1e-7)
 
 
 @pytest.mark.parametrize("settings", [dict(updates_per_rollout=2), dict(minibatches=2), dict()])
@@ -275,6 +287,13 @@ def test_out_of_memory_halves_the_micro_batch_and_tries_again(tokenizer, monkeyp
     moved, stats = weights_after_update(tokenizer)
     assert stats["tokens_per_micro_batch"] < 200 and stats["updates"] == 1
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(moved, expected, strict=True))
+    model, config = random_model(), tiny_config("unused")
+    rollout, _ = rollout_and_advantages(model, tokenizer)
+    budget = TokenBudget(10**6)
+    assert torch.allclose(all_logprobs(model, rollout, config, budget), original(model, rollout), atol=1e-6)
+    assert budget.tokens < 200, "old and reference passes go on with less too"
     monkeypatch.setattr(llms, "completion_logprobs", lambda *a: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA")))
     with pytest.raises(torch.OutOfMemoryError):
         weights_after_update(tokenizer)
+    with pytest.raises(torch.OutOfMemoryError):
+        all_logprobs(model, rollout, config, budget)

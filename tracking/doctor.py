@@ -6,7 +6,8 @@ It prints one line per finding: ok, warning or problem, what it is about, and wh
     memory                a table of what the run will hold (memory.py), compared with what is free
     model and tokenizer   family, positions, stop ids, chat template, tags as tokens, sampling defaults
     data                  number of problems, lengths of their prompts, number of prompts that are too long
-    a first rollout       pass rate, format, truncation, groups of equal rewards; tokens per second, hours for the run
+    a first rollout       format, truncation, groups of equal rewards; tokens per second, hours for the run
+    pass rate             of one answer to each of 192 problems, with its interval
 
 Left out on purpose: repairing anything. It names the flags; the user changes them.
 """
@@ -31,6 +32,8 @@ from tracking.memory import empty_model, memory_table, num_parameters
 GIB = 2**30
 FIRST_PROBLEMS = 4  # of a step, sampled first on a CPU
 FULL_STEP_SECONDS = 20  # all rows of a step are timed on a CPU if they are expected to take no longer than this
+RARE = 0.02  # a pass rate that training can start from; it has to be told from 0
+PASS_RATE_PROBLEMS = 192  # with none of so many right, the 95 % interval ends below RARE
 
 
 def run(config) -> int:
@@ -259,6 +262,7 @@ def examine_rollout(config, model, tokenizer, problems, num_test_problems: int):
     actor = llms.make_actor(model, torch.bfloat16 if config.uses_bf16(model.device) else torch.float32)
     step = first_step(config, model, actor, tokenizer, problems)
     yield from examine_answers(config, step, config.prompt_format(tokenizer))
+    yield examine_pass_rate(config, step, actor, tokenizer, problems)
     yield from estimate_time(config, step, separate_actor=actor is not model, num_test_problems=num_test_problems)
 
 
@@ -322,19 +326,10 @@ def examine_answers(config, step: FirstStep, prompt_format):
     records = evaluator.grade(step.rollout, step.problems, evaluator.parse_rewards(config.rewards), prompt_format)
     rewards = torch.tensor([record["reward"] for record in records])
     rows, count = step.num_rows, len(step.problems)
-    passed = sum(record["correct"] for record in records) / rows
     formed = sum(record["format"] for record in records) / rows
     cut_off = step.rollout.finish.count("length") / rows
     advantages = grpo.compute_advantages(rewards, config.group_size, "none").view(-1, config.group_size)
     no_signal = (advantages == 0).all(dim=1)
-    # Answers to one problem are alike, so the interval is that of so many problems, as in an evaluation.
-    low, high = wilson_interval(passed * count, count)
-    yield judge(
-        passed > 0,
-        "pass rate",
-        f"{passed:.0%} of {rows} answers are right (95 % interval of {count} problems: {low:.0%} to {high:.0%})",
-        advice="with none right there is nothing to reinforce: an easier dataset, or a stronger model",
-    )
     yield judge(
         formed > 0,
         "format",
@@ -352,6 +347,31 @@ def examine_answers(config, step: FirstStep, prompt_format):
         "groups",
         f"{no_signal.float().mean():.0%} of {count} groups have equal rewards",
         advice="such groups teach nothing: larger groups, or problems neither too easy nor too hard",
+    )
+
+
+def examine_pass_rate(config, step: FirstStep, actor, tokenizer, problems) -> Finding:
+    """How many training problems one sampled answer solves.
+
+    A group's answers to one problem are alike, so problems count, not answers: PASS_RATE_PROBLEMS of them, or on a CPU
+    as many as FULL_STEP_SECONDS are expected to suffice for.
+    """
+    count = min(PASS_RATE_PROBLEMS, len(problems))
+    if actor.device.type != "cuda":
+        count = min(count, max(FIRST_PROBLEMS, int(FULL_STEP_SECONDS / step.sampling * step.num_rows)))
+    some = rldatasets.problems_of_step(problems, 1, count, config.seed)
+    options = config.answering(tokenizer) | dict(temperature=config.temperature, soft=config.rollout_mode())
+    result = evaluator.evaluate(actor, tokenizer, some, **options)
+    low, high = result["accuracy_low"], result["accuracy_high"]
+    text = f"{result['accuracy']:.1%} of {count} problems are solved by one answer"
+    text += f" (95 % interval: {low:.1%} to {high:.1%})"
+    if wilson_interval(0, count)[1] > RARE:
+        text += f"; so few problems cannot tell {RARE:.0%} from 0"
+    return judge(
+        result["accuracy"] > 0 and high > RARE,
+        "pass rate",
+        text,
+        advice="with so little right there is nothing to reinforce: an easier dataset, a stronger model, larger groups",
     )
 
 
@@ -379,6 +399,23 @@ def num_forward_passes(config, separate_actor: bool) -> int:
     return (several and separate_actor) + (config.beta > 0)
 
 
+def rows_of_run(config, separate_actor: bool, num_test_problems: int) -> dict[str, int]:
+    """How many rows a whole run of main.py samples for training, samples in evaluations, passes forward without
+    gradient, and differentiates. A row that is passed twice counts twice.
+
+    Of the differentiated ones an update leaves out those without an advantage, so that is the most there can be.
+    """
+    rows, evaluations = config.problems_per_step * config.group_size, num_evaluations(config)
+    detailed = evaluations - 1 + (1 % config.eval_steps != 0 and 1 % config.save_steps != 0 and config.max_steps != 1)
+    return {
+        "sampled": config.max_steps * rows,
+        "evaluated": evaluations * passes_of_evaluation(config) * min(config.eval_problems, num_test_problems),
+        # A group of the first step and of every evaluated one is passed again, for its token details.
+        "forward": config.max_steps * num_forward_passes(config, separate_actor) * rows + detailed * config.group_size,
+        "differentiated": config.max_steps * config.updates_per_rollout * rows,
+    }
+
+
 def estimate_time(config, step: FirstStep, separate_actor: bool, num_test_problems: int):
     """Yields Findings about speed and about the hours of the whole run.
 
@@ -398,11 +435,13 @@ def estimate_time(config, step: FirstStep, separate_actor: bool, num_test_proble
     text += f", other passes {forward:.1f}" if forward else ""
     text += f" (timed: {step.num_rows} of {all_rows} rows{'' if scale == 1 else '; more at once are faster'})"
     yield Finding("ok", "speed", text)
+    total = rows_of_run(config, separate_actor, num_test_problems)
+    row_seconds = step.sampling * (total["sampled"] + total["evaluated"])
+    row_seconds += step.forward * total["forward"] + step.update * total["differentiated"]
+    minutes = row_seconds / step.num_rows / 60
     problems, evaluations, passes = (
         min(config.eval_problems, num_test_problems), num_evaluations(config), passes_of_evaluation(config)
     )  # fmt: skip
-    evaluation = passes * problems / step.num_rows * step.sampling
-    minutes = (config.max_steps * seconds + evaluations * evaluation) / 60
     length = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes"
     text = f"about {length} for {config.max_steps} steps and {evaluations} evaluations ({passes} x {problems} answers "
     yield Finding("ok", "time", f"{text}each), at answers of this length; checkpoints not counted")

@@ -43,7 +43,7 @@ def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
     chunk = head.max_logits("cuda" if on_gpu else "cpu") // V
     positions = min(tokens, max(1, chunk))  # whose logits exist at the same time
 
-    # Three fp32 tensors at once while a token is drawn: log-probs, probabilities, and entropy terms or cumulative sum.
+    # Three fp32 tensors at once while a token is drawn: log-probs, probabilities, and entropy terms.
     step_logits = rows * V * 3 * 4
     prompts = min(rows, max(config.problems_per_step, config.eval_problems))  # that are read in one call
 

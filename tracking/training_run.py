@@ -9,8 +9,9 @@
             run.finish_step(metrics, samples)     # logs; evaluates, saves and stops when due
 
 It decides which steps are left, shows progress, writes metrics.jsonl and samples.jsonl, feeds a tracker, evaluates,
-draws the pictures, saves checkpoints, marks the best one, and makes the report at the end. Ctrl-C and SIGTERM finish
-the step, save, and raise TrainingStopped; so do MAX_BAD_UPDATES updates in a row that are not finite.
+names the health checks that have turned to a warning, draws the pictures, saves checkpoints, marks the best one, and
+makes the report at the end. Ctrl-C and SIGTERM finish the step, save, and raise TrainingStopped; so do MAX_BAD_UPDATES
+updates in a row that are not finite.
 
 It is a context manager because a generator alone would leave its signal handlers behind when the body raises.
 Left out on purpose: callbacks. What differs between scripts is in their loops.
@@ -29,7 +30,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from engine import distributed
-from tracking import checkpoints, plotter, report, run_folder
+from tracking import checkpoints, health, plotter, report, run_folder
 from tracking.summaries import describe_evaluation
 
 MAX_BAD_UPDATES = 5  # updates in a row that are not finite; then the run ends
@@ -110,6 +111,7 @@ class TrainingRun:
         for log in (self.metrics_log, self.samples_log):
             if log.file.exists():  # the rows after the checkpoint, or of a run that ended before its first one
                 log.truncate_after(self.last_step)
+        self.known_findings = {finding.name for finding in self._findings()}
         settings = dataclasses.asdict(self.config)
         run_folder.write_args(self.folder, settings, self.policy.device)
         report_to = self.config.report_to
@@ -205,11 +207,29 @@ class TrainingRun:
 
     def _log(self, row: dict) -> None:
         self.metrics_log.append(row)
-        self.tracker.log(row, step=row["step"])
+        self._track(row)
         if "eval/accuracy" in row:
             tqdm.write(describe_evaluation(f"step {row['step']}", row))
+            self._report_health()
             if distributed.is_main_process():
                 plotter.plot_run(self.folder)
+
+    def _findings(self) -> list[health.Finding]:
+        """Of the health checks, those that are not ok; on the main process, which has the log."""
+        rows = self.metrics_log.read() if distributed.is_main_process() else []
+        return [finding for finding in health.find_health(rows) if finding.level != "ok"]
+
+    def _report_health(self) -> None:
+        """Prints one line for each check that has turned to a warning or a problem since the last evaluation."""
+        findings = self._findings()
+        for finding in findings:
+            if finding.name not in self.known_findings:
+                tqdm.write(f"{finding.level}: {finding.name}: {finding.text}")
+        self.known_findings = {finding.name for finding in findings}
+
+    def _track(self, row: dict) -> None:
+        """Hands the row to the tracker, which draws numbers."""
+        self.tracker.log({k: v for k, v in row.items() if not isinstance(v, str)}, step=row["step"])
 
     def _save(self, step: int, accuracy: float) -> None:
         is_best, self.best = accuracy > self.best, max(accuracy, self.best)
@@ -234,8 +254,9 @@ class TrainingRun:
             self.samples_log.append(*({"step": self.last_step, **sample} for sample in new_samples))
             logged[-1] |= metrics
             self.metrics_log.replace(logged)
-            self.tracker.log(logged[-1], step=self.last_step)
+            self._track(logged[-1])
             tqdm.write(describe_evaluation(f"step {self.last_step}", logged[-1]))
+            self._report_health()
         if logged[-1]["eval/accuracy"] > self.best:
             self.best = logged[-1]["eval/accuracy"]
             distributed.run_on_main(checkpoints.mark_best, self.folder, self.last_step)
