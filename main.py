@@ -7,6 +7,7 @@ likely. This stage shows the model no demonstration: it learns from its own samp
     python main.py                                     # a GPU: Qwen2.5-1.5B on GSM8K; none: the embedded tiny model
     python main.py --preset tiny --seed 1 --output_dir runs/seed1
     python main.py --dataset_name gsm8k --dataset_path DIR --model_name DIR
+    python main.py --config runs/tiny/args.json --seed 1 --dry_run        # show the settings and the first prompt
     python main.py --doctor                            # check model, data, memory and hours before a long run
     python main.py --eval_only --model_name runs/tiny/checkpoints/latest --eval_samples 8
     torchrun --nproc_per_node 4 main.py                # several GPUs: see docs/gpu.md
@@ -177,7 +178,7 @@ def evaluate(config: GRPOConfig, setup: Setup) -> tuple[dict[str, float], list[d
 MAY_DIFFER_ON_RESUME = (
     "max_steps", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "eval_steps", "eval_problems",
     "eval_samples", "save_steps", "save_total_limit", "report_to", "tokens_per_micro_batch", "gradient_checkpointing",
-    "fsdp", "compile", "preset", "doctor", "eval_only",
+    "fsdp", "compile", "preset", "dry_run", "doctor", "eval_only",
 )  # fmt: skip
 
 
@@ -273,6 +274,8 @@ def resume_command(folder: Path) -> str:
 
 def main(config: GRPOConfig) -> int | None:
     distributed.init_distributed()
+    if config.dry_run:
+        return summaries.print_dry_run(with_prompt_date(config))
     if config.doctor:
         return doctor.run(dataclasses.replace(config, model_name=checkpoints.resolve_model_name(config.model_name)))
     if config.eval_only:

@@ -1,12 +1,13 @@
 """Settings: one dataclass per script, made of sections; presets; and the command line that fills them.
 
 A setting is a field with its default, its help, and its choices where there are few. `parse` reads the command line:
-defaults, overridden by the preset, overridden by the flags. Impossible values are refused, in one line that names the
-value and the valid choices, before any model is loaded.
+defaults, overridden by the preset, overridden by --config's file, overridden by the flags. Impossible values are
+refused, in one line that names the value and the valid choices, before any model is loaded.
 
 Nothing here imports torch or transformers, so --help and refusals answer at once. `uses_bf16` and the like take what
 they need as arguments.
-Left out on purpose: configuration files, inheritance between presets. A run writes all its settings to args.json.
+Left out on purpose: inheritance between presets or between configuration files. A run writes all its settings to
+args.json, which --config reads.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import dataclasses
 import datetime
 import difflib
 import importlib.util
+import json
 import math
 import os
 import typing
@@ -144,6 +146,7 @@ class Output:
     eval_problems: int = setting(1024, "how many test problems")
     save_steps: int = setting(60, "checkpoint every N steps (also after the last)")
     save_total_limit: int = setting(2, "keep the newest N checkpoints, and latest and best")
+    dry_run: bool = setting(False, "print the effective settings and the first prompt, and train nothing")
     doctor: bool = setting(False, "check model, data and machine, estimate memory and hours, and train nothing")
     eval_only: bool = setting(False, "measure the model on the test split, greedy and sampled, and train nothing")
     eval_samples: int = setting(1, "answers sampled to each problem by eval_only (pass@k and majority for more than 1)")
@@ -279,7 +282,7 @@ def parse_config(arguments: list[str]) -> GRPOConfig:
 
 
 def parse(arguments: list[str], config_class, sections, presets: dict, gpu_preset: str, prog: str, description: str):
-    """A config_class from the command line: defaults, overridden by the preset, overridden by the flags.
+    """A config_class from the command line: defaults, overridden by the preset, by --config's file, by the flags.
 
     gpu_preset: taken when no preset is asked for and a CUDA device is present; else it is "tiny". The choice is
     printed, with its reason. --device is no setting of the run, which may be resumed on another one: it is applied to
@@ -287,28 +290,72 @@ def parse(arguments: list[str], config_class, sections, presets: dict, gpu_prese
     """
     parser = ArgumentParser(sections, prog=prog, description=description)
     parser.add_argument("--preset", choices=presets, help="a set of defaults")
+    parser.add_argument("--config", help="a JSON file of settings, as a run's args.json; flags win over it")
     parser.add_argument(
         "--device", choices=device.CHOICES, default="auto", help="where the models live; auto: cuda, else mps, else cpu"
     )
     first = ArgumentParser((), add_help=False)  # read first, so that --help shows the preset's defaults
     first.add_argument("--preset", choices=presets)
+    first.add_argument("--config")
     first.add_argument("--device", choices=device.CHOICES, default="auto")
     asked, why = first.parse_known_args(arguments)[0], "as asked"
     if asked.device == "cuda" and not has_cuda_device():
         raise ValueError("--device cuda: no CUDA device here")
-    preset = asked.preset
+    from_file = read_config(asked.config, sections, presets) if asked.config else {}
+    preset = asked.preset or from_file.get("preset")
     if preset is None and asked.device in ("mps", "cpu"):
         preset, why = "tiny", f"--device {asked.device}"
     elif preset is None:
         preset, why = (gpu_preset, "a CUDA device is here") if has_cuda_device() else ("tiny", "no CUDA device here")
-    parser.set_defaults(**presets[preset], preset=preset)
+    parser.set_defaults(**presets[preset] | from_file | {"preset": preset})
     values = parse_flags(parser, arguments)
-    del values["device"]
+    del values["device"], values["config"]
     config = config_class(**values)
     device.choose(asked.device)  # only now, when nothing is left that could be refused
     if os.environ.get("RANK", "0") == "0":  # the main process, where several were launched
         print(f"preset {preset}: {why} (choose with --preset {'|'.join(presets)}; every flag overrides it)")
     return config
+
+
+# Where a run was and what was asked of it: a run that is made again from its args.json has these of its own.
+NOT_REPEATED = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "doctor", "eval_only")
+
+
+def read_config(path: str, sections, presets: dict) -> dict:
+    """The settings in a JSON file: one object {name: value}, or a run's args.json, without NOT_REPEATED.
+
+    Raises ValueError, one line, if the file cannot be read, or for a name or type that is no setting's.
+    """
+    try:
+        with open(os.path.expanduser(path), encoding="utf-8") as file:
+            values = json.load(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from error
+    if isinstance(values, dict) and isinstance(values.get("config"), dict):
+        values = {name: value for name, value in values["config"].items() if name not in NOT_REPEATED}
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path}: give one object of settings, {{name: value}}, or a run's args.json")
+    types = {name: kind for section in sections for name, kind in typing.get_type_hints(section).items()}
+    types["preset"] = str
+    for name, value in values.items():
+        if name not in types:
+            close = difflib.get_close_matches(name, types, n=2)
+            raise ValueError(f"--config {path}: unknown setting {name!r}" + (f": {' or '.join(close)}?" if close else ""))
+        if not _has_type(value, types[name]):
+            kind = getattr(types[name], "__name__", types[name])
+            raise ValueError(f"--config {path}: {name} is {value!r}: must be of the type {kind}")
+    if values.get("preset", next(iter(presets))) not in presets:
+        raise ValueError(f"--config {path}: preset {values['preset']!r}: choose from {', '.join(presets)}")
+    return values
+
+
+def _has_type(value, kind) -> bool:
+    """Whether a value from JSON can be a setting of that type: 1 is a float too, and True is no int."""
+    if isinstance(kind, UnionType):
+        return any(_has_type(value, one) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and all(_has_type(item, *typing.get_args(kind)) for item in value)
+    return type(value) is kind or kind is float and type(value) is int
 
 
 def parse_flags(parser: "ArgumentParser", arguments: list[str]) -> dict:
