@@ -15,7 +15,8 @@ likely. This stage shows the model no demonstration: it learns from its own samp
 
 Read `train` first, then rollout.py (sampling), evaluator.py (rewards), grpo.py (advantages and the loss) and update.py
 (the optimizer steps). tracking/run_config.py has all settings and the presets.
-Left out on purpose: supervised fine-tuning before RL, learned reward models, a value network, a replay buffer.
+Left out on purpose: supervised fine-tuning before RL, trained reward models (a judge can be asked: rewards/judge.py), a
+value network, a replay buffer.
 """
 
 from tracking import command_line
@@ -40,6 +41,7 @@ import llms
 import rldatasets
 from engine import distributed
 from grpo import compute_advantages
+from rewards.functions import Rewards
 from rollout import generate
 from tracking import checkpoints, doctor, run_folder, step_records, summaries
 from tracking.training_run import SignalHandler, TrainingRun
@@ -58,6 +60,7 @@ class Setup:
     optimizer: torch.optim.Optimizer
     train_problems: list[rldatasets.Problem]
     test_problems: list[rldatasets.Problem]
+    rewards: Rewards  # what scores answers
     last_step: int  # steps that are done: 0, or a checkpoint's
     best: float  # accuracy of the best checkpoint
 
@@ -98,7 +101,9 @@ def train(config: GRPOConfig, setup: Setup | None = None, signals: SignalHandler
                 )  # fmt: skip
 
             # 2. Score: rules grade every answer, of all processes.
-            records = step_records.graded_records(rollout, problems, prompts, indices, config, prompt_format)
+            records = step_records.graded_records(
+                rollout, problems, prompts, indices, config, prompt_format, setup.rewards
+            )
             rewards = torch.tensor([record["reward"] for record in records], device=policy.device)  # (B,)
 
             # 3. Compare: an answer's advantage is its reward relative to its own group.
@@ -218,6 +223,7 @@ def prepare(config: GRPOConfig) -> Setup:
 
     policy, tokenizer = load(checkpoint or model_name)
     mode.check_reserve(tokenizer)
+    rewards = step_records.run_rewards(config)
     train_problems, test_problems = (
         rldatasets.drop_long_prompts(problems, tokenizer, config.max_prompt_length, config.prompt_format())
         for problems in (train_problems, test_problems)
@@ -235,8 +241,9 @@ def prepare(config: GRPOConfig) -> Setup:
         distributed.run_on_main(checkpoints.try_saving, policy, tokenizer)
         output_dir = config.output_dir or distributed.run_on_main(run_folder.unused_folder, f"runs/{config.preset}")
         folder = distributed.run_on_main(run_folder.create_folder, output_dir, config.overwrite_output_dir)
+        distributed.run_on_main(run_folder.keep_copies, folder / "rewards", rewards.files)
     return Setup(
-        folder, policy, actor, reference, tokenizer, optimizer, train_problems, test_problems, state["step"],
+        folder, policy, actor, reference, tokenizer, optimizer, train_problems, test_problems, rewards, state["step"],
         state["best"],
     )  # fmt: skip
 

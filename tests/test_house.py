@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("engine", "tracking", "analysis", "distillation", "models")  # of the product, with the top-level scripts
+PACKAGES = (
+    "engine",
+    "rewards",
+    "tracking",
+    "analysis",
+    "distillation",
+    "models",
+)  # of the product, with the top-level scripts
 MAX_LINES, MAX_LINES_ELSEWHERE = 500, 700  # of a Python file: of the product; of tests, benchmarks and plots
 MAX_README_LINES = 220
 TOP_LEVEL = {

@@ -24,7 +24,7 @@ import rldatasets
 from engine.device import default_device, missing_operator
 from engine.statistics import wilson_interval
 from rollout import Rollout, generate
-from tracking import checkpoints, readiness
+from tracking import checkpoints, readiness, step_records
 from tracking.findings import Finding, judge
 from tracking.memory import empty_model, memory_table, num_parameters
 
@@ -319,7 +319,7 @@ def wait_for(device):
 
 def examine_answers(config, step: FirstStep, prompt_format):
     """Yields Findings about what the answers of a first step earn."""
-    records = evaluator.grade(step.rollout, step.problems, evaluator.parse_rewards(config.rewards), prompt_format)
+    records = evaluator.grade(step.rollout, step.problems, step_records.run_rewards(config), prompt_format)
     rewards = torch.tensor([record["reward"] for record in records])
     rows, count = step.num_rows, len(step.problems)
     passed = sum(record["correct"] for record in records) / rows

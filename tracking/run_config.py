@@ -99,7 +99,11 @@ class Sampling:
 @dataclass
 class Objective:
     _argument_group_name = "rewards and loss"
-    rewards: str = setting("accuracy:1,format:0.5", f"name:weight, comma-separated: {', '.join(evaluator.REWARDS)}")
+    rewards: str = setting(
+        "accuracy:1,format:0.5",
+        f"name:weight, comma-separated: {', '.join(evaluator.REWARDS)}, judge, or file.py:function of your own",
+    )
+    reward_timeout: float = setting(10.0, "seconds that a call of a function of your own may take")
     loss_type: str = setting("grpo", "explained in grpo.policy_loss", LOSS_TYPES)
     advantage_scale: str = setting("group", "whose standard deviation divides advantages", ADVANTAGE_SCALES)
     clip_low: float = setting(0.2, "the ratio's objective is clipped below 1 - clip_low")
@@ -201,7 +205,7 @@ class GRPOConfig(*reversed(SECTIONS)):
             raise ValueError(
                 f"--minibatches {self.minibatches}: must divide --problems_per_step {self.problems_per_step} evenly"
             )
-        evaluator.parse_rewards(self.rewards)
+        evaluator.parse_rewards(self.rewards, self.reward_timeout)
 
     def prompt_format(self, tokenizer=None) -> rldatasets.PromptFormat:
         """How questions are asked; with the tokenizer, also what its chat template writes of the answer."""
@@ -340,7 +344,9 @@ def read_config(path: str, sections, presets: dict) -> dict:
     for name, value in values.items():
         if name not in types:
             close = difflib.get_close_matches(name, types, n=2)
-            raise ValueError(f"--config {path}: unknown setting {name!r}" + (f": {' or '.join(close)}?" if close else ""))
+            raise ValueError(
+                f"--config {path}: unknown setting {name!r}" + (f": {' or '.join(close)}?" if close else "")
+            )
         if not _has_type(value, types[name]):
             kind = getattr(types[name], "__name__", types[name])
             raise ValueError(f"--config {path}: {name} is {value!r}: must be of the type {kind}")

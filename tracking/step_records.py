@@ -8,19 +8,37 @@ import torch
 import evaluator
 from analysis.tokens import token_texts
 from engine import distributed
+from rewards.functions import Rewards
 
 
-def graded_records(rollout, problems, prompts: list[str], indices: list[int], config, prompt_format=None) -> list[dict]:
+def run_rewards(config) -> Rewards:
+    """The rewards of a run, ready to be called. config: GRPOConfig. Raises ValueError, one line."""
+    return evaluator.parse_rewards(config.rewards, config.reward_timeout)
+
+
+def graded_records(
+    rollout,
+    problems,
+    prompts: list[str],
+    indices: list[int],
+    config,
+    prompt_format=None,
+    rewards: Rewards | None = None,
+) -> list[dict]:
     """Grades this process's rows -> the records of all processes' rows, in the order of the step.
 
     problems, prompts: this process's. indices: where they stand among the step's problems (distributed.shard_indices).
-    prompt_format: what made the prompts; default: the config's, which knows no tokenizer.
+    prompt_format: what made the prompts; default: the config's, which knows no tokenizer. rewards: default, those of
+    the config. Raises RewardError on all processes when a reward fails on one.
     """
-    G, weights = config.group_size, evaluator.parse_rewards(config.rewards)
+    G, prompt_format = config.group_size, prompt_format or config.prompt_format()
+    rewards = run_rewards(config) if rewards is None else rewards
     records = []
-    for i, record in enumerate(evaluator.grade(rollout, problems, weights, prompt_format or config.prompt_format())):
-        position = {"row": indices[i // G] * G + i % G, "prompt": prompts[i // G]}
-        records.append(position | evaluator.without(record, "question", "top_weight"))
+    for i, record in enumerate(
+        distributed.run_on_all(evaluator.grade, rollout, problems, rewards, prompt_format, prompts)
+    ):
+        position = {"row": indices[i // G] * G + i % G, "prompt": record["prompt"]}
+        records.append(position | evaluator.without(record, "question", "top_weight", "tags"))
     return sorted(distributed.all_gather(records), key=lambda record: record["row"])
 
 
