@@ -317,6 +317,8 @@ def grade(
       correct, format      whether the answer is right, whether the form is the one asked for
       reward/NAME, reward  each reward that `weights` names, and their weighted sum, the number that training maximises
     """
+    if not problems:
+        return []
     group_size = len(rollout.texts) // len(problems)
     lengths = rollout.lengths.clamp(min=1)  # (B,)
     soft_steps = (rollout.is_soft & rollout.completion_mask).sum(dim=1)  # (B,)

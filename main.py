@@ -43,7 +43,9 @@ from engine import distributed
 from grpo import compute_advantages
 from rewards.functions import Rewards
 from rollout import generate
+from sampling import StepGroups, step_seed
 from tracking import checkpoints, doctor, run_folder, step_records, summaries
+from tracking.step_records import graded_records
 from tracking.training_run import SignalHandler, TrainingRun
 from update import TokenBudget, all_logprobs, make_trainable, set_learning_rate, update
 
@@ -89,21 +91,19 @@ def train(config: GRPOConfig, setup: Setup | None = None, signals: SignalHandler
     )  # fmt: skip
     with run:
         for step in run.steps():
-            # 1. Sample: the policy writes group_size answers to each problem.
-            problems = rldatasets.problems_of_step(setup.train_problems, step, config.problems_per_step, config.seed)
-            problems = [problems[i] for i in indices]
-            prompts = [prompt_format.prompt(tokenizer, problem.question) for problem in problems]
-            with run.timer("rollout"):
-                rollout = generate(
-                    actor, tokenizer, prompts, group_size=G, max_new_tokens=config.max_completion_length,
-                    temperature=config.temperature, stop_tag=config.stop_tag(), soft=config.rollout_mode(),
-                    seed=step_seed(config, step), prompt_indices=indices,
-                )  # fmt: skip
-
-            # 2. Score: rules grade every answer, of all processes.
-            records = step_records.graded_records(
-                rollout, problems, prompts, indices, config, prompt_format, setup.rewards
-            )
+            # 1. Sample: the policy writes group_size answers to each problem. 2. Score: rewards grade the answers of
+            # all processes. One round, unless --dynamic_sampling replaces the groups of equal rewards.
+            groups = StepGroups(setup.train_problems, config, step, indices)
+            for problems, slots in groups.rounds():
+                prompts = [prompt_format.prompt(tokenizer, problem.question) for problem in problems]
+                with run.timer("rollout"):
+                    rollout = generate(
+                        actor, tokenizer, prompts, seed=groups.seed, prompt_indices=slots, **config.sampling()
+                    ) if problems else None  # fmt: skip
+                groups.add(
+                    rollout, graded_records(rollout, problems, prompts, slots, config, setup.rewards, prompt_format)
+                )
+            rollout, records = groups.rollout, groups.records
             rewards = torch.tensor([record["reward"] for record in records], device=policy.device)  # (B,)
 
             # 3. Compare: an answer's advantage is its reward relative to its own group.
@@ -123,7 +123,7 @@ def train(config: GRPOConfig, setup: Setup | None = None, signals: SignalHandler
             metrics = step_records.metrics(records, config) | stats
             if config.control == "random_rewards":
                 metrics["zero_std_groups"] = 0.0  # the rewards that were learned from are noise, and never equal
-            metrics |= run.times(num_tokens=sum(record["length"] for record in records))
+            metrics |= groups.cost() | run.times(groups.num_tokens)
             if step == 1 or run.is_due(step):  # every process joins in; the main one has the step's first group
                 after = all_logprobs(policy, rollout, config, budget, rows=range(G))
                 if distributed.is_main_process():
@@ -133,10 +133,6 @@ def train(config: GRPOConfig, setup: Setup | None = None, signals: SignalHandler
     if distributed.is_main_process():
         summaries.print_run_summary(setup.folder, time.time() - started)
     return setup.folder
-
-
-def step_seed(config: GRPOConfig, step: int) -> int:
-    return config.seed * 1_000_003 + step
 
 
 def control_rewards(rewards: torch.Tensor, config: GRPOConfig, step: int) -> torch.Tensor:

@@ -26,7 +26,17 @@ MAX_LINES, MAX_LINES_ELSEWHERE = 500, 700  # of a Python file: of the product; o
 MAX_README_LINES = 220
 TOP_LEVEL = {
     *("README.md", "LICENSE", "Makefile", "pyproject.toml", "requirements.txt", ".gitignore", ".ci"),
-    *("main.py", "grpo.py", "update.py", "rollout.py", "soft_thinking.py", "evaluator.py", "rldatasets.py", "llms.py"),
+    *(
+        "main.py",
+        "grpo.py",
+        "update.py",
+        "rollout.py",
+        "sampling.py",
+        "soft_thinking.py",
+        "evaluator.py",
+        "rldatasets.py",
+        "llms.py",
+    ),
     *("token_analysis.py", "run_token_analysis.sh", "distill.py", "test_soft_thinking.py", "walkthrough.ipynb"),
     *(*PACKAGES, "docs", "benchmarks", "plots", "tests"),
 }

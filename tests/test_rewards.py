@@ -270,9 +270,7 @@ def test_a_function_that_fails_in_one_process_ends_both(tmp_path):
         tmp_path / "mine", "import os\ndef f(completion):\n    return None if os.environ['RANK'] == '1' else 1"
     )
     data = small_dataset(tmp_path / "data")
-    flags = (
-        "--preset tiny --problems_per_step 4 --group_size 2 --minibatches 2 --max_completion_length 8 --max_steps 2"
-    )
+    flags = "--preset tiny --problems_per_step 4 --group_size 2 --minibatches 2 --max_completion_length 8 --max_steps 2"
     flags += f" --dataset_path {data} --eval_problems 2 --rewards {file}:f --output_dir {tmp_path / 'run'}"
     done = processes.run("main.py", *flags.split(), num_processes=2)
     assert done.returncode == 1 and "my_rewards.py, line 2, in f: it returned None" in done.stderr

@@ -93,6 +93,9 @@ class Sampling:
     group_size: int = setting(8, "answers to each problem")
     max_completion_length: int = setting(72, "tokens of an answer, at most")
     temperature: float = setting(1.0, "of sampling; the loss uses the log-probs at the same temperature")
+    dynamic_sampling: int = setting(
+        0, "replace groups of equal rewards by new problems, in up to N more rounds; 0: off"
+    )
     stop_at_answer: bool = setting(False, "</answer> ends an answer too: base models often write on after it")
 
 
@@ -173,8 +176,8 @@ class Soft:
 
 SECTIONS = (ModelAndData, Sampling, Soft, Objective, Optimization, Output)
 MAY_BE_ZERO = (
-    "clip_low", "clip_high", "beta", "reference_refresh_steps", "rollout_is_cap", "learning_rate", "warmup_steps",
-    "final_lr_fraction", "seed",
+    "dynamic_sampling", "clip_low", "clip_high", "beta", "reference_refresh_steps", "rollout_is_cap", "learning_rate",
+    "warmup_steps", "final_lr_fraction", "seed",
     "soft_thinking_temperature", "soft_thinking_cold_stop_entropy", "answer_reserve",
 )  # fmt: skip
 
@@ -211,6 +214,16 @@ class GRPOConfig(*reversed(SECTIONS)):
         """How questions are asked; with the tokenizer, also what its chat template writes of the answer."""
         prompt_format = rldatasets.PromptFormat(self.tags, self.prompt_style, self.prefill, self.prompt_date)
         return prompt_format if tokenizer is None else prompt_format.resolve(tokenizer)
+
+    def sampling(self) -> dict:
+        """How the answers of a step are sampled: options of rollout.generate."""
+        return dict(
+            group_size=self.group_size,
+            max_new_tokens=self.max_completion_length,
+            temperature=self.temperature,
+            stop_tag=self.stop_tag(),
+            soft=self.rollout_mode(),
+        )
 
     def answering(self, tokenizer=None) -> dict:
         """How answers are sampled and graded: options of evaluator.evaluate."""

@@ -22,21 +22,21 @@ def graded_records(
     prompts: list[str],
     indices: list[int],
     config,
-    prompt_format=None,
     rewards: Rewards | None = None,
+    prompt_format=None,
 ) -> list[dict]:
     """Grades this process's rows -> the records of all processes' rows, in the order of the step.
 
-    problems, prompts: this process's. indices: where they stand among the step's problems (distributed.shard_indices).
-    prompt_format: what made the prompts; default: the config's, which knows no tokenizer. rewards: default, those of
-    the config. Raises RewardError on all processes when a reward fails on one.
+    rollout: None without any problem here. problems, prompts: this process's. indices: where they stand among the
+    step's problems (distributed.shard_indices).
+    rewards: default, those of the config. prompt_format: what made the prompts; default: the config's, which knows no
+    tokenizer. Raises RewardError on all processes when a reward fails on one.
     """
     G, prompt_format = config.group_size, prompt_format or config.prompt_format()
     rewards = run_rewards(config) if rewards is None else rewards
     records = []
-    for i, record in enumerate(
-        distributed.run_on_all(evaluator.grade, rollout, problems, rewards, prompt_format, prompts)
-    ):
+    own = distributed.run_on_all(evaluator.grade, rollout, problems, rewards, prompt_format, prompts)
+    for i, record in enumerate(own):
         position = {"row": indices[i // G] * G + i % G, "prompt": record["prompt"]}
         records.append(position | evaluator.without(record, "question", "top_weight", "tags"))
     return sorted(distributed.all_gather(records), key=lambda record: record["row"])

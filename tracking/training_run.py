@@ -180,10 +180,10 @@ class TrainingRun:
 
     @contextlib.contextmanager
     def timer(self, phase: str):
-        """The seconds of the block are the step's time/PHASE."""
+        """The seconds of the block are added to the step's time/PHASE."""
         with run_folder.stopwatch(self.policy.device) as seconds:
             yield
-        self.seconds[phase] = seconds()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds()
 
     def times(self, num_tokens: int) -> dict[str, float]:
         """The step's time/PHASE of every timer, and tokens_per_second over all of them."""
