@@ -108,7 +108,7 @@ def train(config: GRPOConfig, setup: Setup | None = None, signals: SignalHandler
 
             # 3. Compare: an answer's advantage is its reward relative to its own group.
             rewards = control_rewards(rewards, config, step)
-            advantages = compute_advantages(rewards, G, config.advantage_scale)  # (B,)
+            advantages = compute_advantages(rewards, G, **config.advantages())  # (B,)
             advantages = control_advantages(advantages, config, step)
 
             # 4. Update: the weights move towards what scored above its group, and the actor follows.

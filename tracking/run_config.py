@@ -31,6 +31,7 @@ from engine.sampling_params import SAMPLINGS, STARTS, WEIGHTINGS, SoftThinking
 # The choices of grpo.py, which imports torch; a test compares them.
 LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "gspo", "cispo")
 ADVANTAGE_SCALES = ("group", "batch", "none")
+ADVANTAGE_BASELINES = ("mean", "leave_one_out")
 
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}  # packages
 
@@ -109,12 +110,23 @@ class Objective:
     reward_timeout: float = setting(10.0, "seconds that a call of a function of your own may take")
     loss_type: str = setting("grpo", "explained in grpo.policy_loss", LOSS_TYPES)
     advantage_scale: str = setting("group", "whose standard deviation divides advantages", ADVANTAGE_SCALES)
+    advantage_baseline: str = setting(
+        "mean", "what is subtracted from a reward: its group's mean, or that of the others (RLOO)", ADVANTAGE_BASELINES
+    )
+    pass_at_k: int = setting(1, "reward the best of k answers, k up to group_size (pass@k training); 1: each by itself")
     clip_low: float = setting(0.2, "the ratio's objective is clipped below 1 - clip_low")
     clip_high: float = setting(0.2, "... and above 1 + clip_high (more than clip_low: DAPO's clip-higher)")
+    clip_delta: float = setting(
+        0.0, "bound the ratio where the advantage is negative too (above 1 + clip_high); 0: off"
+    )
+    top_entropy: float = setting(1.0, "learn from this share of the tokens, those of the highest entropy; 1: all")
     beta: float = setting(0.0, "weight of the KL to a reference, the starting model; 0 needs no reference")
     reference_refresh_steps: int = setting(0, "the policy becomes the reference every N steps; 0: never")
     reference_mix: float = setting(1.0, "... or is mixed into it with this weight")
     rollout_is_cap: float = setting(0.0, "weight draws by min(p_policy / p_actor, this), where the two differ; 0: off")
+    rollout_is_mask: float = setting(
+        0.0, "leave out answers whose p_policy / p_actor is above this or below its inverse (above 1); 0: off"
+    )
     mask_truncated: bool = setting(False, "leave answers that hit the length limit out of the loss (not the baseline)")
     control: str = setting(
         "none", "the same run with the signal destroyed", ("none", "shuffled_advantages", "random_rewards")
@@ -176,8 +188,8 @@ class Soft:
 
 SECTIONS = (ModelAndData, Sampling, Soft, Objective, Optimization, Output)
 MAY_BE_ZERO = (
-    "dynamic_sampling", "clip_low", "clip_high", "beta", "reference_refresh_steps", "rollout_is_cap", "learning_rate",
-    "warmup_steps", "final_lr_fraction", "seed",
+    "dynamic_sampling", "clip_low", "clip_high", "beta", "reference_refresh_steps", "rollout_is_cap",
+    "rollout_is_mask", "clip_delta", "learning_rate", "warmup_steps", "final_lr_fraction", "seed",
     "soft_thinking_temperature", "soft_thinking_cold_stop_entropy", "answer_reserve",
 )  # fmt: skip
 
@@ -190,7 +202,7 @@ class GRPOConfig(*reversed(SECTIONS)):
 
     def __post_init__(self):
         check_values(self, MAY_BE_ZERO)
-        for name in ("final_lr_fraction", "reference_mix"):
+        for name in ("final_lr_fraction", "reference_mix", "top_entropy"):
             if getattr(self, name) > 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: must be at most 1")
         if self.reference_refresh_steps and self.beta == 0:
@@ -199,6 +211,14 @@ class GRPOConfig(*reversed(SECTIONS)):
             )
         if self.group_size == 1:
             raise ValueError("--group_size 1: an answer is compared with its group, so a group needs 2 or more")
+        if self.pass_at_k > self.group_size:
+            raise ValueError(f"--pass_at_k {self.pass_at_k}: must be at most --group_size {self.group_size}")
+        if 0 < self.clip_delta <= 1 + self.clip_high:
+            raise ValueError(
+                f"--clip_delta {self.clip_delta}: must be above 1 + clip_high = {1 + self.clip_high}, or 0"
+            )
+        if 0 < self.rollout_is_mask <= 1:
+            raise ValueError(f"--rollout_is_mask {self.rollout_is_mask}: must be above 1, or 0")
         if self.soft_thinking_sampling == "topk":
             raise ValueError(
                 "--soft_thinking_sampling topk: every answer of a group would be the same; train with sample"
@@ -224,6 +244,10 @@ class GRPOConfig(*reversed(SECTIONS)):
             stop_tag=self.stop_tag(),
             soft=self.rollout_mode(),
         )
+
+    def advantages(self) -> dict:
+        """How rewards become advantages: options of grpo.compute_advantages."""
+        return dict(scale=self.advantage_scale, baseline=self.advantage_baseline, k=self.pass_at_k)
 
     def answering(self, tokenizer=None) -> dict:
         """How answers are sampled and graded: options of evaluator.evaluate."""
