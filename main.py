@@ -39,7 +39,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import evaluator
 import llms
 import rldatasets
-from engine import distributed
+from engine import distributed, lora
 from grpo import compute_advantages
 from rewards.functions import Rewards
 from rollout import generate
@@ -178,8 +178,8 @@ def evaluate(config: GRPOConfig, setup: Setup) -> tuple[dict[str, float], list[d
 # Settings that a resumed run may change: they do not change what a step does. (A longer run has another schedule.)
 MAY_DIFFER_ON_RESUME = (
     "max_steps", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "eval_steps", "eval_problems",
-    "eval_samples", "save_steps", "save_total_limit", "report_to", "tokens_per_micro_batch", "gradient_checkpointing",
-    "fsdp", "compile", "preset", "dry_run", "doctor", "eval_only",
+    "eval_samples", "save_steps", "save_total_limit", "save_merged", "report_to", "tokens_per_micro_batch",
+    "gradient_checkpointing", "fsdp", "compile", "preset", "dry_run", "doctor", "eval_only",
 )  # fmt: skip
 
 
@@ -217,7 +217,7 @@ def prepare(config: GRPOConfig) -> Setup:
     def load(name):
         return llms.load(str(name), trust_remote_code=config.trust_remote_code)
 
-    policy, tokenizer = load(checkpoint or model_name)
+    policy, tokenizer = load(model_name if config.lora_rank else checkpoint or model_name)
     mode.check_reserve(tokenizer)
     rewards = step_records.run_rewards(config)
     train_problems, test_problems = (
@@ -226,9 +226,16 @@ def prepare(config: GRPOConfig) -> Setup:
     )
 
     bf16 = config.uses_bf16(policy.device)
-    actor = llms.make_actor(policy, torch.bfloat16 if bf16 else torch.float32, always_copy=config.fsdp)
+    separate = config.fsdp or config.lora_rank > 0
+    actor = llms.make_actor(policy, torch.bfloat16 if bf16 else torch.float32, always_copy=separate)
     reference = None
-    if config.beta > 0:
+    if config.lora_rank:
+        lora.add_adapters(policy, **config.adapters(), bf16=bf16, save_merged=config.save_merged)
+        reference = policy if config.beta > 0 else None  # with its adapters off
+        if checkpoint:
+            lora.load_adapter(policy, checkpoint)
+            llms.sync_actor(actor, policy)
+    elif config.beta > 0:
         reference = llms.make_reference(load(model_name)[0] if checkpoint else policy, bf16)
         if "reference" in state:
             reference.load_state_dict(state["reference"])

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 import grpo
 import llms
-from engine import distributed
+from engine import distributed, lora
 from rollout import Rollout
 
 MIN_MICRO_BATCH = 64  # tokens; running out of memory with fewer ends the run
@@ -78,7 +78,8 @@ def update(
     if num_updates > 1:
         old = rollout.logprobs if actor is policy else all_logprobs(policy, rollout, config, budget)
     if reference is not None:
-        ref = all_logprobs(reference, rollout, config, budget)
+        with lora.adapters_off(reference):  # with LoRA, the reference is the policy itself
+            ref = all_logprobs(reference, rollout, config, budget)
     draw_weights = mask.float()
     if config.top_entropy < 1:  # of the tokens of all processes
         threshold = entropy_threshold(rollout.entropy[mask.any(dim=-1)], config.top_entropy)

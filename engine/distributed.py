@@ -127,7 +127,7 @@ def sum_and_clip_gradients(model, max_norm: float) -> float:
     """Collective. Sums every gradient over the ranks, then clips all of them to the norm. Returns the norm before
     clipping. FSDP has summed the gradients of a sharded model already."""
     if world_size() > 1 and not is_sharded(model):
-        for parameter in model.parameters():
+        for parameter in filter(lambda p: p.requires_grad, model.parameters()):
             if parameter.grad is None:  # no micro-batch here
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)

@@ -68,6 +68,7 @@ def test_every_setting_is_read():
         GRPOConfig.answering,
         GRPOConfig.sampling,
         GRPOConfig.advantages,
+        GRPOConfig.adapters,
         GRPOConfig.stop_tag,
         GRPOConfig.uses_bf16,
     )

@@ -21,6 +21,7 @@ import evaluator
 import grpo
 import llms
 import rldatasets
+from engine import lora
 from engine.device import default_device, missing_operator
 from engine.statistics import wilson_interval
 from rollout import Rollout, generate
@@ -221,7 +222,7 @@ def examine_memory(config, model_config):
         return
     text = f"{peak}, {free / GIB:.1f} GiB free"
     if table["peak"] > free:
-        advice = "lower --tokens_per_micro_batch, or --gradient_checkpointing, or a smaller model"
+        advice = "lower --tokens_per_micro_batch, or --gradient_checkpointing, --lora_rank 16, or a smaller model"
         yield Finding("problem", "memory", text, advice=advice)
     else:
         yield Finding("warning" if table["peak"] > 0.9 * free else "ok", "memory", text)
@@ -256,7 +257,11 @@ def examine_rollout(config, model, tokenizer, problems, num_test_problems: int):
     except ValueError as error:
         yield Finding("problem", "rollout", str(error))
         return
-    actor = llms.make_actor(model, torch.bfloat16 if config.uses_bf16(model.device) else torch.float32)
+    bf16 = config.uses_bf16(model.device)
+    separate = config.lora_rank > 0
+    actor = llms.make_actor(model, torch.bfloat16 if bf16 else torch.float32, always_copy=separate)
+    if config.lora_rank:
+        lora.add_adapters(model, **config.adapters(), bf16=bf16)
     step = first_step(config, model, actor, tokenizer, problems)
     yield from examine_answers(config, step, config.prompt_format(tokenizer))
     yield from estimate_time(config, step, separate_actor=actor is not model, num_test_problems=num_test_problems)

@@ -146,6 +146,8 @@ class Optimization:
         2048, "tokens in one forward and backward pass, a group's prompt once (memory, not results)"
     )
     bf16: bool | None = setting(None, "fp32 weights under bf16 autocast, and a bf16 actor; default: on a GPU")
+    lora_rank: int = setting(0, "learn adapters of this rank and freeze the model (engine/lora.py; needs peft); 0: off")
+    lora_alpha: float = setting(32.0, "adapters are multiplied by lora_alpha / lora_rank")
     compile: bool = setting(False, "torch.compile the policy's MLPs: a minute at first, then faster on a GPU")
     fsdp: bool = setting(False, "several processes: divide the fp32 weights and Adam's moments among them (FSDP2)")
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third more time")
@@ -165,6 +167,7 @@ class Output:
     eval_problems: int = setting(1024, "how many test problems")
     save_steps: int = setting(60, "checkpoint every N steps (also after the last)")
     save_total_limit: int = setting(2, "keep the newest N checkpoints, and latest and best")
+    save_merged: bool = setting(False, "with --lora_rank: checkpoints hold the merged model too, beside the adapter")
     dry_run: bool = setting(False, "print the effective settings and the first prompt, and train nothing")
     doctor: bool = setting(False, "check model, data and machine, estimate memory and hours, and train nothing")
     eval_only: bool = setting(False, "measure the model on the test split, greedy and sampled, and train nothing")
@@ -189,7 +192,7 @@ class Soft:
 SECTIONS = (ModelAndData, Sampling, Soft, Objective, Optimization, Output)
 MAY_BE_ZERO = (
     "dynamic_sampling", "clip_low", "clip_high", "beta", "reference_refresh_steps", "rollout_is_cap",
-    "rollout_is_mask", "clip_delta", "learning_rate", "warmup_steps", "final_lr_fraction", "seed",
+    "rollout_is_mask", "clip_delta", "lora_rank", "learning_rate", "warmup_steps", "final_lr_fraction", "seed",
     "soft_thinking_temperature", "soft_thinking_cold_stop_entropy", "answer_reserve",
 )  # fmt: skip
 
@@ -211,6 +214,13 @@ class GRPOConfig(*reversed(SECTIONS)):
             )
         if self.group_size == 1:
             raise ValueError("--group_size 1: an answer is compared with its group, so a group needs 2 or more")
+        if self.lora_rank and importlib.util.find_spec("peft") is None:
+            raise ValueError(f"--lora_rank {self.lora_rank}: the package peft is not here (pip install peft)")
+        for name in ("fsdp", "compile", "reference_refresh_steps"):
+            if self.lora_rank and getattr(self, name):
+                raise ValueError(f"--{name} {getattr(self, name)}: not with --lora_rank")
+        if self.save_merged and not self.lora_rank:
+            raise ValueError("--save_merged True: without --lora_rank every checkpoint is a whole model")
         if self.pass_at_k > self.group_size:
             raise ValueError(f"--pass_at_k {self.pass_at_k}: must be at most --group_size {self.group_size}")
         if 0 < self.clip_delta <= 1 + self.clip_high:
@@ -244,6 +254,10 @@ class GRPOConfig(*reversed(SECTIONS)):
             stop_tag=self.stop_tag(),
             soft=self.rollout_mode(),
         )
+
+    def adapters(self) -> dict:
+        """Which adapters LoRA learns: options of lora.add_adapters."""
+        return dict(rank=self.lora_rank, alpha=self.lora_alpha, seed=self.seed)
 
     def advantages(self) -> dict:
         """How rewards become advantages: options of grpo.compute_advantages."""
