@@ -27,6 +27,7 @@ import evaluator
 import rldatasets
 from engine import device
 from engine.sampling_params import SAMPLINGS, STARTS, WEIGHTINGS, SoftThinking
+from rewards.judge import check_judge
 
 # The choices of grpo.py, which imports torch; a test compares them.
 LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "gspo", "cispo")
@@ -134,6 +135,16 @@ class Objective:
 
 
 @dataclass
+class Judge:
+    _argument_group_name = "judge (rewards/judge.py; with judge in --rewards)"
+    judge_model: str | None = setting(None, "a model that compares answers, as model_name; random: a coin, the control")
+    judge_url: str | None = setting(None, "... or an OpenAI-compatible server (needs openai; key in OPENAI_API_KEY)")
+    judge_name: str | None = setting(None, "the server's name of the model")
+    judge_timeout: float = setting(30.0, "seconds that a request to the server may take")
+    judge_retries: int = setting(2, "requests after one without a verdict; then it is counted and left out")
+
+
+@dataclass
 class Optimization:
     _argument_group_name = "optimization"
     max_steps: int = setting(60, "rollouts in the run")
@@ -189,10 +200,11 @@ class Soft:
     answer_reserve: int = setting(0, "close the reasoning by force with so many tokens left (with or without mixtures)")
 
 
-SECTIONS = (ModelAndData, Sampling, Soft, Objective, Optimization, Output)
+SECTIONS = (ModelAndData, Sampling, Soft, Objective, Judge, Optimization, Output)
 MAY_BE_ZERO = (
     "dynamic_sampling", "clip_low", "clip_high", "beta", "reference_refresh_steps", "rollout_is_cap",
-    "rollout_is_mask", "clip_delta", "lora_rank", "learning_rate", "warmup_steps", "final_lr_fraction", "seed",
+    "rollout_is_mask", "clip_delta", "lora_rank", "judge_retries", "learning_rate", "warmup_steps",
+    "final_lr_fraction", "seed",
     "soft_thinking_temperature", "soft_thinking_cold_stop_entropy", "answer_reserve",
 )  # fmt: skip
 
@@ -238,7 +250,8 @@ class GRPOConfig(*reversed(SECTIONS)):
             raise ValueError(
                 f"--minibatches {self.minibatches}: must divide --problems_per_step {self.problems_per_step} evenly"
             )
-        evaluator.parse_rewards(self.rewards, self.reward_timeout)
+        if "judge" in evaluator.parse_rewards(self.rewards, self.reward_timeout):
+            check_judge(self)
 
     def prompt_format(self, tokenizer=None) -> rldatasets.PromptFormat:
         """How questions are asked; with the tokenizer, also what its chat template writes of the answer."""
@@ -424,7 +437,16 @@ def parse_flags(parser: "ArgumentParser", arguments: list[str]) -> dict:
     return {name: _expand_home(name, value) for name, value in vars(values).items()}
 
 
-PATHS = ("model_name", "dataset_path", "output_dir", "resume_from_checkpoint", "teacher_name", "data_dir", "from_trace")
+PATHS = (
+    "model_name",
+    "judge_model",
+    "dataset_path",
+    "output_dir",
+    "resume_from_checkpoint",
+    "teacher_name",
+    "data_dir",
+    "from_trace",
+)
 
 
 def _expand_home(name: str, value):

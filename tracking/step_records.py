@@ -8,12 +8,16 @@ import torch
 import evaluator
 from analysis.tokens import token_texts
 from engine import distributed
+from rewards import judge
 from rewards.functions import Rewards
 
 
 def run_rewards(config) -> Rewards:
     """The rewards of a run, ready to be called. config: GRPOConfig. Raises ValueError, one line."""
-    return evaluator.parse_rewards(config.rewards, config.reward_timeout)
+    rewards = evaluator.parse_rewards(config.rewards, config.reward_timeout)
+    if evaluator.JUDGE in rewards:
+        rewards.functions[evaluator.JUDGE] = judge.make_judge(config)
+    return rewards
 
 
 def graded_records(
@@ -60,6 +64,7 @@ def metrics(records: list[dict], config) -> dict[str, float]:
         "soft_share": sum(r["soft_steps"] for r in records) / num_tokens,
         "entropy": sum(r["mean_entropy"] * r["length"] for r in records) / num_tokens,
         "zero_std_groups": sum(len({r["reward"] for r in group}) == 1 for group in groups) / len(groups),
+        **judge.metrics(records),
         **evaluator.behaviour_metrics([r["completion"] for r in records], lengths, finish, correct),
     }
 
