@@ -2,7 +2,8 @@
 
 What it leaves out on purpose: symbolic mathematics (an answer is one number, compared exactly; anything that
 would have to be calculated is refused), `eval` and floats (a completion is hostile text: nothing in it is ever
-executed, and no answer is right by rounding), partial credit for a nearly right number, and learned rewards.
+executed, and no answer is right by rounding), partial credit for a nearly right number. The rewards of a user's file
+and the judge are in rewards/.
 
 How to use it:
 
@@ -18,13 +19,14 @@ runs a model. All the rest is plain functions of text and numbers, linear in the
 import math
 import re
 from collections import Counter
-from itertools import compress
+from itertools import chain, compress
 from statistics import fmean
 
 from tqdm import tqdm
 
 from engine.numbers import MAX_ANSWER_CHARS, last_number, parse_number  # noqa: F401 (for those who import this module)
 from engine.statistics import pass_at_k, wilson_interval
+from rewards.functions import IN_A_FILE, Rewards, UserReward
 from rldatasets import DEFAULT_FORMAT, PromptFormat
 
 # ---- Grading: the blocks of a completion -----------------------------------------------------------------------------
@@ -128,21 +130,27 @@ REWARDS = {
     "tag_count": _tag_count_reward,
     "integer": _integer_reward,
 }
+JUDGE = "judge"  # rewards/judge.py: it compares the answers of a group
 
 
-def parse_rewards(text: str) -> dict[str, float]:
+def parse_rewards(text: str, time_limit: float = 10.0) -> Rewards:
     """Read "accuracy:1,format:0.5" into {"accuracy": 1.0, "format": 0.5}; a missing weight is 1.
 
-    Raises ValueError, in one line with the valid choices, for an empty or unknown name, a name given twice, or
-    a weight that is not a finite number.
+    "my_rewards.py:brevity:0.2" is the function `brevity` of a file, and named `brevity` from here on. time_limit:
+    seconds that a call of such a function may take. Raises ValueError, in one line with the valid choices, for an empty
+    or unknown name, a name given twice, a weight that is not a finite number, or a file that cannot be used.
     """
-    choices = f"choose from {', '.join(REWARDS)}, each as name or name:weight"
-    weights = {}
+    choices = f"choose from {', '.join((*REWARDS, JUDGE))}, or file.py:function, each as name or name:weight"
+    weights = Rewards()
     for item in text.split(","):
         name, colon, weight = (part.strip() for part in item.partition(":"))
-        if name not in REWARDS:
+        file = None
+        if in_a_file := IN_A_FILE.fullmatch(item.strip()):
+            file, name, weight = in_a_file["file"], in_a_file["name"], in_a_file["weight"]
+            colon, weight = weight is not None, (weight or "").strip()
+        if name not in (*REWARDS, JUDGE) and not file:
             raise ValueError(f"rewards: unknown reward {name!r} in {text!r} ({choices})")
-        if name in weights:
+        if name in weights or file and name in (*REWARDS, JUDGE):
             raise ValueError(f"rewards: {name!r} is given twice in {text!r} ({choices})")
         try:
             weights[name] = float(weight) if colon else 1.0
@@ -150,14 +158,16 @@ def parse_rewards(text: str) -> dict[str, float]:
             weights[name] = math.nan
         if not math.isfinite(weights[name]):
             raise ValueError(f"rewards: weight {weight!r} of {name!r} is not a finite number ({choices})")
+        if file:
+            weights.functions[name] = UserReward(file, name, time_limit)
     return weights
 
 
 def score(
     completion: str, gold: str, weights: dict[str, float], tags: str = "reasoning", question: str | None = None
 ) -> dict[str, float]:
-    """Each reward that `weights` names, before weighting, so that logs can be compared between settings."""
-    return {name: REWARDS[name](completion, gold, tags, question) for name in weights}
+    """Each reward of REWARDS that `weights` names, before weighting, so that logs can be compared between settings."""
+    return {name: REWARDS[name](completion, gold, tags, question) for name in weights if name in REWARDS}
 
 
 def total(scores: dict[str, float], weights: dict[str, float]) -> float:
@@ -286,13 +296,20 @@ def _summarise(records, samples, tags):
     return summary
 
 
-def grade(rollout, problems, weights: dict[str, float], prompt_format: PromptFormat = DEFAULT_FORMAT) -> list[dict]:
+def grade(
+    rollout,
+    problems,
+    weights: dict[str, float],
+    prompt_format: PromptFormat = DEFAULT_FORMAT,
+    prompts: list[str] | None = None,
+) -> list[dict]:
     """Grades a rollout.Rollout: one record per row.
 
     problems: of the rollout's prompts; a group of rows shares its problem. weights: of the rewards, as parse_rewards
-    gives them; {} for none. The keys of a record:
+    gives them; {} for none. prompts: as the model read them; default: the questions. Raises RewardError, a ValueError,
+    when a reward of the user's file fails. The keys of a record:
 
-      question, gold       the problem
+      question, gold, prompt, tags    the problem, and how it was asked
       completion, finish, length    text (a prefilled tag before it), "stop" or "length", tokens
       soft_steps           steps that were mixtures
       mean_entropy         of the sampling distributions, nats per token
@@ -300,6 +317,8 @@ def grade(rollout, problems, weights: dict[str, float], prompt_format: PromptFor
       correct, format      whether the answer is right, whether the form is the one asked for
       reward/NAME, reward  each reward that `weights` names, and their weighted sum, the number that training maximises
     """
+    if not problems:
+        return []
     group_size = len(rollout.texts) // len(problems)
     lengths = rollout.lengths.clamp(min=1)  # (B,)
     soft_steps = (rollout.is_soft & rollout.completion_mask).sum(dim=1)  # (B,)
@@ -313,6 +332,8 @@ def grade(rollout, problems, weights: dict[str, float], prompt_format: PromptFor
         record = {
             "question": problem.question,
             "gold": problem.answer,
+            "prompt": prompts[row // group_size] if prompts else problem.question,
+            "tags": prompt_format.tags,
             "completion": text,
             "finish": rollout.finish[row],
             "length": int(rollout.lengths[row]),
@@ -322,9 +343,13 @@ def grade(rollout, problems, weights: dict[str, float], prompt_format: PromptFor
             "correct": scores["accuracy"] == 1,
             "format": scores["format"] == 1,
         }
-        if weights:
-            record |= {f"reward/{name}": scores[name] for name in weights} | {"reward": total(scores, weights)}
-        records.append(record)
+        records.append(record | {f"reward/{name}": scores.get(name) for name in weights})
+    groups = [records[start : start + group_size] for start in range(0, len(records), group_size)]
+    for name in [name for name in weights if name not in REWARDS]:  # of the user's file, or the judge
+        for record, value in zip(records, chain(*weights.functions[name](groups)), strict=True):
+            record[f"reward/{name}"] = value
+    for record in records if weights else []:
+        record["reward"] = total({name: record[f"reward/{name}"] for name in weights}, weights)
     return records
 
 
@@ -405,7 +430,7 @@ def evaluate(
                 seed=seed + number,  # one seed for all batches would give each of them the same random draws
                 prompt_indices=indices,
             )
-            own = grade(rollout, batch, {}, prompt_format)
+            own = [without(record, "prompt", "tags") for record in grade(rollout, batch, {}, prompt_format)]
         gathered = distributed.all_gather(own)
         records += gathered
         if log:

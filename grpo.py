@@ -11,13 +11,18 @@ position, and then a position contributes the sum of its draws' terms and still 
 Left out on purpose: a value function, generalised advantage estimation, entropy bonuses.
 """
 
+import math
+
 import torch
 
 LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "gspo", "cispo")
 ADVANTAGE_SCALES = ("group", "batch", "none")
+ADVANTAGE_BASELINES = ("mean", "leave_one_out")
 
 
-def compute_advantages(rewards: torch.Tensor, group_size: int, scale: str = "group") -> torch.Tensor:
+def compute_advantages(
+    rewards: torch.Tensor, group_size: int, scale: str = "group", baseline: str = "mean", k: int = 1
+) -> torch.Tensor:
     """Each row's reward relative to its group. rewards: (B,), a group's rows side by side -> (B,).
 
     scale: what the centred reward is divided by (plus 1e-4):
@@ -25,18 +30,46 @@ def compute_advantages(rewards: torch.Tensor, group_size: int, scale: str = "gro
                nearly solved and nearly hopeless ones are blown up
       "batch"  the standard deviation of all rewards of the step
       "none"   nothing (Dr. GRPO, Liu et al. 2025): no bias towards too easy or too hard problems
+    baseline: what is subtracted: the "mean" of the group, or of its other rows ("leave_one_out": RLOO, Ahmadian et al.
+    2024), which is the centred reward times G / (G - 1). k: more than 1 rewards the best of k answers, see best_of_k.
     A single row, or equal rewards, gives 0: there is nothing to compare with.
     """
     if scale not in ADVANTAGE_SCALES:
         raise ValueError(f"unknown advantage scale {scale!r}: choose from {', '.join(ADVANTAGE_SCALES)}")
-    groups = rewards.float().view(-1, group_size)  # (P, G)
+    if baseline not in ADVANTAGE_BASELINES:
+        raise ValueError(f"unknown advantage baseline {baseline!r}: choose from {', '.join(ADVANTAGE_BASELINES)}")
+    original = rewards.float().view(-1, group_size)  # (P, G)
+    groups = best_of_k(original, k) if k > 1 else original
     centred = groups - groups.mean(dim=1, keepdim=True)
     if scale == "group" and group_size > 1:
         centred = centred / (groups.std(dim=1, keepdim=True) + 1e-4)
     if scale == "batch" and groups.numel() > 1:
         centred = centred / (groups.std() + 1e-4)
-    equal = (groups == groups[:, :1]).all(dim=1, keepdim=True)  # exactly 0, where rounding of the mean would leave 1e-8
+    if baseline == "leave_one_out" and group_size > 1:
+        centred = centred * group_size / (group_size - 1)
+    equal = (original == original[:, :1]).all(
+        dim=1, keepdim=True
+    )  # exactly 0, where rounding of the mean would leave 1e-8
     return centred.masked_fill(equal, 0.0).view(-1)
+
+
+def best_of_k(groups: torch.Tensor, k: int) -> torch.Tensor:
+    """For every answer, the best reward among k answers of its group of which it is one, averaged over all choices of
+    the k - 1 others. groups: (P, G), k from 2 to G -> (P, G).
+
+    Centred, this is the advantage of pass@k training in closed form (Chen et al. 2025, who divide by the
+    deviation of the sets' rewards), for any rewards and not only 0 and 1. An answer that is never the best gets what
+    its sets get without it.
+    """
+    G = groups.shape[1]
+    ordered, order = groups.sort(dim=1)  # the answer at place p is the best of C(p, k - 1) of its sets
+    weights = torch.zeros(G, G, dtype=torch.float64)
+    for p in range(G):
+        weights[p, p] = math.comb(p, k - 1)
+        for q in range(p + 1, G):  # the answer at q is the best, and k - 2 others are below it
+            weights[p, q] = math.comb(q - 1, k - 2)
+    weights = (weights / math.comb(G - 1, k - 1)).to(groups)
+    return torch.empty_like(groups).scatter_(1, order, ordered @ weights.T)
 
 
 def kl_estimate(logprobs: torch.Tensor, ref_logprobs: torch.Tensor) -> torch.Tensor:
@@ -51,6 +84,24 @@ def importance_weights(logprobs: torch.Tensor, sampled_logprobs: torch.Tensor, c
     return torch.exp(logprobs - sampled_logprobs).clamp(max=cap)
 
 
+def sequence_mask(
+    logprobs: torch.Tensor, sampled_logprobs: torch.Tensor, mask: torch.Tensor, limit: float
+) -> torch.Tensor:
+    """Which rows to learn from: those whose p_policy / p_sampled, the product over all their draws, lies between
+    1 / limit and limit (sequence-level masking, Qi et al. 2025, section 4; theirs has the upper bound alone).
+
+    Arguments as in importance_weights, (B, T, K) all -> (B, 1, 1) bool, to multiply draw_weights with.
+    """
+    log_ratio = ((logprobs - sampled_logprobs).masked_fill(~mask, 0.0)).sum(dim=(1, 2), keepdim=True)
+    return log_ratio.abs() <= math.log(limit)
+
+
+def top_entropy_mask(entropy: torch.Tensor, mask: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Which positions are at or above the entropy threshold (Wang et al. 2025: the tokens where reasoning forks).
+    entropy: (B, T) nats; mask: (B, T, K) -> (B, T, 1) bool, to multiply draw_weights with."""
+    return (mask.any(dim=-1) & (entropy >= threshold)).unsqueeze(-1)
+
+
 def policy_loss(
     logprobs: torch.Tensor,
     old_logprobs: torch.Tensor | None,
@@ -60,6 +111,7 @@ def policy_loss(
     loss_type: str = "grpo",
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    clip_delta: float = 0.0,
     ref_logprobs: torch.Tensor | None = None,
     beta: float = 0.0,
     draw_weights: torch.Tensor | None = None,
@@ -82,6 +134,8 @@ def policy_loss(
                   For dr_grpo, which divides by a constant, num_rows are all rows, those without a real draw too.
                   Default: this call is the whole step.
     max_length    the completion limit, the constant divisor of dr_grpo
+    clip_delta    above 0: a bound of the ratio on both sides. min() leaves it unbounded where A < 0, and one token that
+                  became far likelier can outweigh all others (two-sided clip, INTELLECT-2 2025). Above 1 + clip_high
 
     loss_type; with ratio = exp(logprobs - old_logprobs), A the advantage, clip(r): r within
     [1 - clip_low, 1 + clip_high]:
@@ -131,6 +185,9 @@ def policy_loss(
         # min() makes the objective a pessimistic bound: it stops paying once the ratio has left the interval in the
         # direction the advantage pushes, and keeps pulling back when it has left in the other one.
         clipped = ((ratio < 1 - clip_low) & (A < 0)) | ((ratio > 1 + clip_high) & (A > 0))
+        if clip_delta > 0:
+            clipped |= (ratio > clip_delta) & (A < 0)
+            ratio = ratio.clamp(max=clip_delta)
         per_draw = -torch.min(ratio * A, torch.clamp(ratio, 1 - clip_low, 1 + clip_high) * A)
 
     # gspo's row has one term, (B, 1, 1); each of its tokens is given that term, to be averaged below.

@@ -3,7 +3,7 @@
 A hard token is a mixture of one. Everything the model reads is (draws, weights): K token ids per position and their
 weights. Normal text is K = 1, weight 1, so one embedding function and one log-prob function serve both modes.
 
-Left out on purpose: quantised training, adapters, pickled checkpoints. Code that comes with a model runs only if asked.
+Left out on purpose: quantised training, pickled checkpoints. Code that comes with a model runs only if asked.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from engine import distributed, model_folder, probe
+from engine import distributed, lora, model_folder, probe
 from engine.attention import Packed, forward_hidden
 from engine.device import default_device
 from engine.head import draw_logprobs
@@ -254,8 +254,10 @@ def make_actor(policy: PreTrainedModel, dtype: torch.dtype, always_copy: bool = 
 
 
 def make_optimizer(policy: PreTrainedModel, learning_rate: float) -> torch.optim.AdamW:
-    """AdamW without decay, as one kernel; the second moment forgets within 100 steps, about the length of a run."""
-    return torch.optim.AdamW(policy.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    """AdamW without decay for what is not frozen, as one kernel; the second moment forgets within 100 steps, about the
+    length of a run."""
+    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    return torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
 
 
 def make_reference(policy: PreTrainedModel, bf16: bool) -> PreTrainedModel:
@@ -279,8 +281,11 @@ def refresh_reference(reference: PreTrainedModel, policy: PreTrainedModel, mix: 
 
 @torch.no_grad()
 def sync_actor(actor: PreTrainedModel, policy: PreTrainedModel) -> None:
-    """Copies the policy's weights into the actor's, in place. Collective if the policy is sharded."""
-    if distributed.is_sharded(policy):
+    """Copies the policy's weights, with its adapters merged, into the actor's, in place. Collective if the policy is
+    sharded."""
+    if lora.is_adapted(policy):
+        lora.merge_into(actor, policy)
+    elif distributed.is_sharded(policy):
         for copied, parameter in zip(
             actor.parameters(), policy.parameters(), strict=True
         ):  # gathers one parameter at a time

@@ -7,6 +7,7 @@ likely. This stage shows the model no demonstration: it learns from its own samp
     python main.py                                     # a GPU: Qwen2.5-1.5B on GSM8K; none: the embedded tiny model
     python main.py --preset tiny --seed 1 --output_dir runs/seed1
     python main.py --dataset_name gsm8k --dataset_path DIR --model_name DIR
+    python main.py --config runs/tiny/args.json --seed 1 --dry_run        # show the settings and the first prompt
     python main.py --doctor                            # check model, data, memory and hours before a long run
     python main.py --eval_only --model_name runs/tiny/checkpoints/latest --eval_samples 8
     torchrun --nproc_per_node 4 main.py                # several GPUs: see docs/gpu.md
@@ -14,8 +15,8 @@ likely. This stage shows the model no demonstration: it learns from its own samp
 
 Read `train` first, then rollout.py (sampling), evaluator.py (rewards), grpo.py (advantages and the loss) and update.py
 (the optimizer steps). tracking/run_config.py has all settings and the presets.
-Left out on purpose: supervised fine-tuning before RL (see pipeline.py), learned reward models, a value network, a
-replay buffer.
+Left out on purpose: supervised fine-tuning before RL (see pipeline.py), trained reward models (a judge can be asked:
+rewards/judge.py), a value network, a replay buffer.
 """
 
 from tracking import command_line
@@ -38,11 +39,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import evaluator
 import llms
 import rldatasets
-from engine import distributed
+from dynamic_sampling import StepGroups, step_seed
+from engine import distributed, lora
 from engine.statistics import pack_outcomes
 from grpo import compute_advantages
+from rewards.functions import Rewards
 from rollout import generate
 from tracking import checkpoints, doctor, run_folder, step_records, summaries
+from tracking.step_records import graded_records
 from tracking.training_run import SignalHandler, TrainingRun
 from update import TokenBudget, all_logprobs, make_trainable, set_learning_rate, update
 
@@ -59,6 +63,7 @@ class Setup:
     optimizer: torch.optim.Optimizer
     train_problems: list[rldatasets.Problem]
     test_problems: list[rldatasets.Problem]
+    rewards: Rewards  # what scores answers
     last_step: int  # steps that are done: 0, or a checkpoint's
     best: float  # accuracy of the best checkpoint
 
@@ -93,24 +98,22 @@ def train(
     )  # fmt: skip
     with run:
         for step in run.steps():
-            # 1. Sample: the policy writes group_size answers to each problem.
-            problems = rldatasets.problems_of_step(setup.train_problems, step, config.problems_per_step, config.seed)
-            problems = [problems[i] for i in indices]
-            prompts = [prompt_format.prompt(tokenizer, problem.question) for problem in problems]
-            with run.timer("rollout"):
-                rollout = generate(
-                    actor, tokenizer, prompts, group_size=G, max_new_tokens=config.max_completion_length,
-                    temperature=config.temperature, stop_tag=config.stop_tag(), soft=config.rollout_mode(),
-                    seed=step_seed(config, step), prompt_indices=indices,
-                )  # fmt: skip
+            groups = StepGroups(setup.train_problems, config, step, indices)
+            for problems, slots in groups.rounds():  # one, unless --dynamic_sampling replaces groups of equal rewards
+                # 1. Sample: the policy writes group_size answers to each problem.
+                prompts = [prompt_format.prompt(tokenizer, problem.question) for problem in problems]
+                with run.timer("rollout"):
+                    rollout = generate(actor, tokenizer, prompts, **groups.sampling()) if prompts else None
 
-            # 2. Score: rules grade every answer, of all processes.
-            records = step_records.graded_records(rollout, problems, prompts, indices, config, prompt_format)
+                # 2. Score: rewards grade the answers of all processes.
+                records = graded_records(rollout, problems, prompts, slots, config, setup.rewards, prompt_format)
+                groups.add(rollout, records)
+            rollout, records = groups.rollout, groups.records
             rewards = torch.tensor([record["reward"] for record in records], device=policy.device)  # (B,)
 
             # 3. Compare: an answer's advantage is its reward relative to its own group.
             rewards = control_rewards(rewards, config, step)
-            advantages = compute_advantages(rewards, G, config.advantage_scale)  # (B,)
+            advantages = compute_advantages(rewards, G, **config.advantages())  # (B,)
             advantages = control_advantages(advantages, config, step)
 
             # 4. Update: the weights move towards what scored above its group, and the actor follows.
@@ -125,7 +128,7 @@ def train(
             metrics = step_records.metrics(records, config) | stats
             if config.control == "random_rewards":
                 metrics["zero_std_groups"] = 0.0  # the rewards that were learned from are noise, and never equal
-            metrics |= run.times(num_tokens=sum(record["length"] for record in records))
+            metrics |= groups.cost() | run.times(groups.num_tokens)
             if step == 1 or run.is_due(step):  # every process joins in; the main one has the step's first group
                 after = all_logprobs(policy, rollout, config, budget, rows=range(G))
                 if distributed.is_main_process():
@@ -135,10 +138,6 @@ def train(
     if distributed.is_main_process():
         summaries.print_run_summary(setup.folder, time.time() - started)
     return setup.folder
-
-
-def step_seed(config: GRPOConfig, step: int) -> int:
-    return config.seed * 1_000_003 + step
 
 
 # The controls' random numbers are not those of the rollout, which step_seed alone gives: noise must be independent of
@@ -192,8 +191,8 @@ def evaluate(config: GRPOConfig, setup: Setup) -> tuple[dict[str, float], list[d
 # Settings that a resumed run may change: they do not change what a step does. (A longer run has another schedule.)
 MAY_DIFFER_ON_RESUME = (
     "max_steps", "output_dir", "overwrite_output_dir", "resume_from_checkpoint", "eval_steps", "eval_problems",
-    "eval_samples", "save_steps", "save_total_limit", "report_to", "tokens_per_micro_batch", "gradient_checkpointing",
-    "fsdp", "compile", "preset", "doctor", "eval_only",
+    "eval_samples", "save_steps", "save_total_limit", "save_merged", "report_to", "tokens_per_micro_batch",
+    "gradient_checkpointing", "fsdp", "compile", "preset", "dry_run", "doctor", "eval_only",
 )  # fmt: skip
 
 
@@ -231,17 +230,25 @@ def prepare(config: GRPOConfig) -> Setup:
     def load(name):
         return llms.load(str(name), trust_remote_code=config.trust_remote_code)
 
-    policy, tokenizer = load(checkpoint or model_name)
+    policy, tokenizer = load(model_name if config.lora_rank else checkpoint or model_name)
     mode.check_reserve(tokenizer)
+    rewards = step_records.run_rewards(config)
     train_problems, test_problems = (
         rldatasets.drop_long_prompts(problems, tokenizer, config.max_prompt_length, config.prompt_format())
         for problems in (train_problems, test_problems)
     )
 
     bf16 = config.uses_bf16(policy.device)
-    actor = llms.make_actor(policy, torch.bfloat16 if bf16 else torch.float32, always_copy=config.fsdp)
+    separate = config.fsdp or config.lora_rank > 0
+    actor = llms.make_actor(policy, torch.bfloat16 if bf16 else torch.float32, always_copy=separate)
     reference = None
-    if config.beta > 0:
+    if config.lora_rank:
+        lora.add_adapters(policy, **config.adapters(), bf16=bf16, save_merged=config.save_merged)
+        reference = policy if config.beta > 0 else None  # with its adapters off
+        if checkpoint:
+            lora.load_adapter(policy, checkpoint)
+            llms.sync_actor(actor, policy)
+    elif config.beta > 0:
         reference = llms.make_reference(load(model_name)[0] if checkpoint else policy, bf16)
         if "reference" in state:
             reference.load_state_dict(state["reference"])
@@ -250,8 +257,9 @@ def prepare(config: GRPOConfig) -> Setup:
         distributed.run_on_main(checkpoints.try_saving, policy, tokenizer)
         output_dir = config.output_dir or distributed.run_on_main(run_folder.unused_folder, f"runs/{config.preset}")
         folder = distributed.run_on_main(run_folder.create_folder, output_dir, config.overwrite_output_dir)
+        distributed.run_on_main(run_folder.keep_copies, folder / "rewards", rewards.files)
     return Setup(
-        folder, policy, actor, reference, tokenizer, optimizer, train_problems, test_problems, state["step"],
+        folder, policy, actor, reference, tokenizer, optimizer, train_problems, test_problems, rewards, state["step"],
         state["best"],
     )  # fmt: skip
 
@@ -289,6 +297,8 @@ def resume_command(folder: Path) -> str:
 
 def main(config: GRPOConfig) -> int | None:
     distributed.init_distributed()
+    if config.dry_run:
+        return summaries.print_dry_run(with_prompt_date(config))
     if config.doctor:
         return doctor.run(dataclasses.replace(config, model_name=checkpoints.resolve_model_name(config.model_name)))
     if config.eval_only:

@@ -410,6 +410,14 @@ def problems_of_step(problems: list[Problem], step: int, count: int, seed: int) 
     return [problems[_epoch_order(len(problems), seed, epoch)[i]] for epoch, i in positions]
 
 
+def replacement_problems(problems: list[Problem], step: int, count: int, seed: int, limit: int) -> list[Problem]:
+    """Up to `limit` different problems that problems_of_step(problems, step, count, seed) does not have, in random
+    order. A function of its arguments alone too."""
+    used = set(problems_of_step(problems, step, count, seed))
+    order = random.Random(f"{seed}-{step}-replacements").sample(range(len(problems)), min(len(problems), limit + count))
+    return [problem for i in order if (problem := problems[i]) not in used][:limit]
+
+
 @functools.lru_cache(maxsize=2)
 def _epoch_order(num_problems: int, seed: int, epoch: int) -> list[int]:
     return random.Random(f"{seed}-{epoch}").sample(range(num_problems), num_problems)

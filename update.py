@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 import grpo
 import llms
-from engine import distributed
+from engine import distributed, lora
 from engine.out_of_memory import retry_smaller
 from rollout import Rollout
 
@@ -50,6 +50,7 @@ class Batch:
     mask: torch.Tensor  # (B, T, K) bool: the draws that count
     old_logprobs: torch.Tensor | None  # (B, T, K): of the policy that sampled; None: it is the policy itself
     ref_logprobs: torch.Tensor | None  # (B, T, K): of the reference model; None: no KL term
+    draw_weights: torch.Tensor  # (B, T, K): of the draws' terms of the objective, before any importance weights
 
 
 def update(
@@ -81,8 +82,13 @@ def update(
     if num_updates > 1:
         old = rollout.logprobs if actor is policy else all_logprobs(policy, rollout, config, budget)
     if reference is not None:
-        ref = all_logprobs(reference, rollout, config, budget)
-    batch = Batch(rollout, advantages, mask, old, ref)
+        with lora.adapters_off(reference):  # with LoRA, the reference is the policy itself
+            ref = all_logprobs(reference, rollout, config, budget)
+    draw_weights = mask.float()
+    if config.top_entropy < 1:  # of the tokens of all processes
+        threshold = entropy_threshold(rollout.entropy[mask.any(dim=-1)], config.top_entropy)
+        draw_weights = draw_weights * grpo.top_entropy_mask(rollout.entropy, mask, threshold)
+    batch = Batch(rollout, advantages, mask, old, ref, draw_weights)
 
     taken, skipped, gap = 0, 0, {}
     sums = {"grad_norm": 0.0, "clip_frac": 0.0} | ({} if ref is None else {"kl": 0.0})  # over the steps taken
@@ -118,6 +124,12 @@ def update(
     return means | gap | used | {"updates": taken, "skipped_updates": skipped}
 
 
+def entropy_threshold(entropies: torch.Tensor, share: float) -> float:
+    """Collective. The least of the highest `share` of all ranks' entropies, at least one. entropies: (n,), own ones."""
+    everywhere = sorted(distributed.all_gather(entropies.tolist()), reverse=True)
+    return everywhere[max(1, round(share * len(everywhere))) - 1] if everywhere else 0.0
+
+
 def gradient_within_memory(policy, optimizer, batch: Batch, rows, totals, config, budget: TokenBudget):
     """accumulate_gradient, with the token budget halved and the gradient started anew when memory runs out."""
 
@@ -148,9 +160,11 @@ def accumulate_gradient(policy, batch: Batch, rows, totals, config, budget: Toke
         micro = micro or [0]
         logprobs = policy_logprobs(policy, rollout, micro, config)  # (b, T, K)
         before_updates = logprobs.detach() if old is None else old[micro]
-        draw_weights = None
+        draw_weights, sampled = batch.draw_weights[micro], rollout.logprobs[micro]
         if config.rollout_is_cap > 0:  # the actor's rounding made some draws likelier than the policy finds them
-            draw_weights = grpo.importance_weights(before_updates, rollout.logprobs[micro], config.rollout_is_cap)
+            draw_weights = draw_weights * grpo.importance_weights(before_updates, sampled, config.rollout_is_cap)
+        if config.rollout_is_mask > 0:  # ... and some rows
+            draw_weights = draw_weights * grpo.sequence_mask(before_updates, sampled, counts, config.rollout_is_mask)
         loss, loss_stats = grpo.policy_loss(
             logprobs,
             None if old is None else old[micro],
@@ -159,6 +173,7 @@ def accumulate_gradient(policy, batch: Batch, rows, totals, config, budget: Toke
             loss_type=config.loss_type,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
+            clip_delta=config.clip_delta,
             ref_logprobs=None if ref is None else ref[micro],
             beta=config.beta,
             draw_weights=draw_weights,

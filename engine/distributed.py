@@ -111,11 +111,25 @@ def run_on_main(function, *arguments):
     return outcome
 
 
+def run_on_all(function, *arguments):
+    """Collective. Every rank's own function(*arguments). If it raises a ValueError on some, all raise the first one, so
+    that none waits for another that has ended."""
+    outcome, own_error = None, None
+    try:
+        outcome = function(*arguments)
+    except ValueError as error:
+        own_error = error
+    for error in all_gather([own_error]):
+        if error is not None:
+            raise error
+    return outcome
+
+
 def sum_and_clip_gradients(model, max_norm: float) -> float:
     """Collective. Sums every gradient over the ranks, then clips all of them to the norm. Returns the norm before
     clipping. FSDP has summed the gradients of a sharded model already."""
     if world_size() > 1 and not is_sharded(model):
-        for parameter in model.parameters():
+        for parameter in filter(lambda p: p.requires_grad, model.parameters()):
             if parameter.grad is None:  # no micro-batch here
                 parameter.grad = torch.zeros_like(parameter)
             dist.all_reduce(parameter.grad)

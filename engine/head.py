@@ -122,11 +122,14 @@ class DrawLogprobs(torch.autograd.Function):
                 grad_bias += grad_logits.sum(dim=0)
             grad_logits = grad_logits.to(dtype)
             grad_hidden[rows] = (grad_logits @ low_weight).to(hidden.dtype)
+            if not context.needs_input_grad[1]:  # frozen, under adapters
+                continue
             if grad_weight is None:
                 grad_weight = product_in_fp32(grad_logits.T, low_hidden)  # (V, H)
             else:  # without a name: the product would live until the next one is made
                 grad_weight.add_(product_in_fp32(grad_logits.T, low_hidden))
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, grad_bias, None, None
+        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        return grad_hidden, grad_weight, None, None, grad_bias, None, None
 
 
 def _exponentials(hidden, weight, draws, temperature, bias, scale, cap):

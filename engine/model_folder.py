@@ -80,6 +80,8 @@ def check(folder: Path) -> None:
             f"it holds an adapter of peft for {base!r}, not a model: merge the two first (merge_and_unload, then "
             "save_pretrained)"
         )
+    if (folder / "adapter" / "adapter_config.json").is_file() and not weights:
+        raise ValueError("it holds an adapter and no model: train with --save_merged, which saves both")
     if "config.json" not in files:
         if (folder / "checkpoints").is_dir():
             raise ValueError(

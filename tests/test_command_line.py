@@ -48,6 +48,7 @@ def test_first_answers_need_no_torch(script, arguments, code, said, tmp_path):
 
 def test_choices_are_those_of_the_modules():
     assert run_config.LOSS_TYPES == grpo.LOSS_TYPES and run_config.ADVANTAGE_SCALES == grpo.ADVANTAGE_SCALES
+    assert run_config.ADVANTAGE_BASELINES == grpo.ADVANTAGE_BASELINES
 
 
 @pytest.mark.parametrize(

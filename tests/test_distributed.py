@@ -65,6 +65,15 @@ def test_two_processes_end_where_one_does(one, tmp_path):
     assert json.loads((tmp_path / "two" / "args.json").read_text())["processes"] == 2
 
 
+def test_two_processes_replace_the_same_groups(tmp_path):
+    """Also where one of them has nothing to sample again."""
+    for name, num_processes in (("one", 1), ("two", 2)):
+        result = train(tmp_path / name, num_processes, "--dynamic_sampling", "2")
+        assert result.returncode == 0, result.stderr[-2000:]
+    same_run(tmp_path / "one", tmp_path / "two")
+    assert sum(row["replaced_groups"] for row in log(tmp_path / "one")[1:]) > 0
+
+
 DISTILL = (
     "train --preset tiny --teacher_name tiny --train_problems 60 --problems_per_step 8 --eval_problems 4 "
     "--max_completion_length 60 --epochs 4 --batch_size 8 --learning_rate 1e-4 --warmup_steps 1"

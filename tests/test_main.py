@@ -53,12 +53,22 @@ def test_presets_are_valid_and_every_flag_overrides_them(preset):
 
 
 def test_every_setting_is_read():
-    files = ("main.py", "update.py", "tracking/training_run.py", "tracking/step_records.py", "tracking/summaries.py")
+    files = (
+        "main.py",
+        "update.py",
+        "dynamic_sampling.py",
+        "tracking/training_run.py",
+        "tracking/step_records.py",
+        "tracking/summaries.py",
+    )
     source = "".join((ROOT / file).read_text() for file in (*files, "tracking/doctor.py"))
     methods = (
         GRPOConfig.rollout_mode,
         GRPOConfig.prompt_format,
         GRPOConfig.answering,
+        GRPOConfig.sampling,
+        GRPOConfig.advantages,
+        GRPOConfig.adapters,
         GRPOConfig.stop_tag,
         GRPOConfig.uses_bf16,
     )

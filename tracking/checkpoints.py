@@ -79,17 +79,18 @@ def save_checkpoint(
         model.save_pretrained(temporary, state_dict=weights)
         tokenizer.save_pretrained(temporary)
         torch.save(trainer_state, temporary / "trainer_state.pt")
-        sizes = {file.name: file.stat().st_size for file in sorted(temporary.iterdir())}
+        files = sorted(file for file in temporary.rglob("*") if file.is_file())
+        sizes = {file.relative_to(temporary).as_posix(): file.stat().st_size for file in files}
         (temporary / "files.json").write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")
         # The logs too: no checkpoint may be ahead of them.
-        flush_to_disk(*temporary.iterdir(), temporary, *folder.glob("*.jsonl"))
+        flush_to_disk(*temporary.rglob("*"), temporary, *folder.glob("*.jsonl"))
     except (OSError, SafetensorError, RuntimeError) as error:  # safetensors and torch.save have errors of their own
         free = shutil.disk_usage(checkpoints).free / 2**20
         shutil.rmtree(temporary, ignore_errors=True)  # it may be what fills the disk
         raise OSError(f"cannot write {target} ({free:,.0f} MiB were free): {error}") from error
     if target.exists():  # a resumed run saves this step again; links that point at it keep a complete copy meanwhile
         shutil.copytree(target, replaced, dirs_exist_ok=True)
-        flush_to_disk(*replaced.iterdir(), replaced)
+        flush_to_disk(*replaced.rglob("*"), replaced)
         for link in LINKS:
             if resolve(checkpoints / link) == target.resolve():
                 _point(checkpoints / link, replaced)

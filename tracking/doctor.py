@@ -22,10 +22,11 @@ import evaluator
 import grpo
 import llms
 import rldatasets
+from engine import lora
 from engine.device import default_device, missing_operator
 from engine.statistics import wilson_interval
 from rollout import Rollout, generate
-from tracking import checkpoints, readiness
+from tracking import checkpoints, readiness, step_records
 from tracking.findings import Finding, judge
 from tracking.memory import empty_model, memory_table, num_parameters
 
@@ -224,7 +225,7 @@ def examine_memory(config, model_config):
         return
     text = f"{peak}, {free / GIB:.1f} GiB free"
     if table["peak"] > free:
-        advice = "lower --tokens_per_micro_batch, or --gradient_checkpointing, or a smaller model"
+        advice = "lower --tokens_per_micro_batch, or --gradient_checkpointing, --lora_rank 16, or a smaller model"
         yield Finding("problem", "memory", text, advice=advice)
     else:
         yield Finding("warning" if table["peak"] > 0.9 * free else "ok", "memory", text)
@@ -259,7 +260,11 @@ def examine_rollout(config, model, tokenizer, problems, num_test_problems: int):
     except ValueError as error:
         yield Finding("problem", "rollout", str(error))
         return
-    actor = llms.make_actor(model, torch.bfloat16 if config.uses_bf16(model.device) else torch.float32)
+    bf16 = config.uses_bf16(model.device)
+    separate = config.lora_rank > 0
+    actor = llms.make_actor(model, torch.bfloat16 if bf16 else torch.float32, always_copy=separate)
+    if config.lora_rank:
+        lora.add_adapters(model, **config.adapters(), bf16=bf16)
     step = first_step(config, model, actor, tokenizer, problems)
     yield from examine_answers(config, step, config.prompt_format(tokenizer))
     yield examine_pass_rate(config, step, actor, tokenizer, problems)
@@ -323,7 +328,7 @@ def wait_for(device):
 
 def examine_answers(config, step: FirstStep, prompt_format):
     """Yields Findings about what the answers of a first step earn."""
-    records = evaluator.grade(step.rollout, step.problems, evaluator.parse_rewards(config.rewards), prompt_format)
+    records = evaluator.grade(step.rollout, step.problems, step_records.run_rewards(config), prompt_format)
     rewards = torch.tensor([record["reward"] for record in records])
     rows, count = step.num_rows, len(step.problems)
     formed = sum(record["format"] for record in records) / rows

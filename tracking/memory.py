@@ -9,7 +9,7 @@ import copy
 import torch
 from transformers import AutoModelForCausalLM
 
-from engine import head
+from engine import head, lora
 
 # torch keeps one per pair of thread and stream that multiplies matrices, 32 MiB each on Hopper and 8 before: the main
 # thread on its own stream, on the one that warms graphs up and on the one that records them, and the backward thread.
@@ -37,7 +37,12 @@ def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
     rows = config.problems_per_step * config.group_size
     width = config.max_prompt_length + config.max_completion_length
     tokens = max(width, min(config.tokens_per_micro_batch, rows * width))
-    per_token, per_layer = activation_bytes(c, on_gpu)
+    per_token, per_layer = activation_bytes(c, on_gpu, config.lora_rank)
+    rank = config.lora_rank
+    # With LoRA: the numbers that learn, and the matrices that they are added to, which are held in 16 bits on a GPU.
+    adapted = [m.weight for m in model.base_model.modules() if type(m) is torch.nn.Linear] if rank else []
+    learning = sum(rank * sum(weight.shape) for weight in adapted) if rank else N
+    in_low = sum(weight.numel() for weight in adapted)
     if config.gradient_checkpointing:  # the fp32 input of each layer, and all of the layer that is being recomputed
         per_token = c.num_hidden_layers * H * 4 + per_layer
     chunk = head.max_logits("cuda" if on_gpu else "cpu") // V
@@ -49,11 +54,16 @@ def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
 
     cache = f"keys and values of {rows} rows"
     permanent = {
-        "policy, fp32": 4 * N,
-        "gradients, fp32": 4 * N,
-        "Adam's two moments, fp32": 8 * N,
+        "policy, fp32": 4 * (N - in_low),
+        "the frozen matrices under the adapters": in_low * low,
+        "adapters, fp32": 4 * learning if rank else 0,
+        "gradients, fp32": 4 * learning,
+        "Adam's two moments, fp32": 8 * learning,
         "actor, bf16": 2 * N if on_gpu else 0,
-        "reference": (4 * N - 2 * (matrices - V * H * c.tie_word_embeddings) * on_gpu) if config.beta > 0 else 0,
+        "actor, fp32": 4 * N if rank and not on_gpu else 0,  # a copy with the merged weights
+        "reference": (4 * N - 2 * (matrices - V * H * c.tie_word_embeddings) * on_gpu)
+        if config.beta > 0 and not rank
+        else 0,
         cache: rows * -(-width // 256) * 256 * kv_bytes if on_gpu else 0,
         f"CUDA graphs of {rows} rows": step_logits + rows * (3 * wide + 4 * H) * low if on_gpu else 0,
         "cuBLAS workspaces": CUBLAS_WORKSPACES if on_gpu else 0,
@@ -65,11 +75,13 @@ def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
         f"rollout: reading {prompts} prompts": prompts * config.max_prompt_length * (3 * wide + 4 * H) * low,
     }
     update = {
-        "update: bf16 casts of the matrices": 2 * matrices if on_gpu else 0,
+        "update: bf16 casts of the matrices": 2 * (matrices - in_low) if on_gpu else 0,
         f"update: activations of {tokens} tokens": tokens * per_token,
         # fp32 logits; on a GPU also their gradient in bf16
         "update: one chunk of the head": positions * V * (4 + low % 4),
-        "update: the embedding's newest gradient": V * H * 2 * 4,  # its sum over chunks, and the newest chunk's
+        "update: the embedding's newest gradient": 0
+        if rank
+        else V * H * 2 * 4,  # its sum over chunks, and the newest chunk's
     }
     table = {name: size for name, size in (permanent | rollout | update).items() if size}
     return table | {"peak": sum(permanent.values()) + max(sum(rollout.values()), sum(update.values()))}
@@ -86,8 +98,8 @@ def num_parameters(model) -> int:
     return sum({id(p): p.numel() for p in model.parameters()}.values())
 
 
-def activation_bytes(model_config, autocast: bool) -> tuple[float, float]:
-    """Bytes per token that autograd keeps for the backward pass: (all layers, one layer).
+def activation_bytes(model_config, autocast: bool, lora_rank: int = 0) -> tuple[float, float]:
+    """Bytes per token that autograd keeps for the backward pass: (all layers, one layer). lora_rank: of adapters, or 0.
 
     Measured: models of one and of two layers, otherwise as configured, process 32 and 64 tokens on the CPU, and the
     tensors that they save are counted. Differences between these four cancel what does not grow with the tokens
@@ -104,6 +116,8 @@ def activation_bytes(model_config, autocast: bool) -> tuple[float, float]:
             for module in model.modules():
                 if type(module).__name__.endswith("RMSNorm"):
                     module.forward = lambda hidden, weight=module.weight: FusedNorm.apply(hidden, weight)
+        if lora_rank:
+            lora.add_adapters(model, lora_rank, lora_rank, bf16=autocast)
         storages = {}
 
         def pack(tensor):

@@ -55,7 +55,10 @@ def head_size(model_config) -> int:
 
 
 def checkpoint_bytes(config, num_parameters: int) -> int:
-    """Size of one checkpoint: fp32 weights, Adam's two moments, and the reference if it changes during the run."""
+    """Size of one checkpoint: fp32 weights, Adam's two moments, and the reference if it changes during the run. With
+    LoRA, the adapters and their moments are under a tenth of the merged weights, and counted as that."""
+    if config.lora_rank:
+        return int(num_parameters * 4 * (0.1 + config.save_merged))
     return num_parameters * 4 * (3 + (config.reference_refresh_steps > 0))
 
 

@@ -18,12 +18,16 @@ MAX_POINTS = 1000  # of a curve
 
 
 class Panel(NamedTuple):
-    """One chart: its title, the unit of its y axis, its metrics, and whether values are shown as percentages."""
+    """One chart: its title, the unit of its y axis, its metrics, and whether values are shown as percentages.
+
+    prefix: metrics whose name begins so and that no panel knows are drawn too: rewards of the user's file.
+    """
 
     title: str
     unit: str
     keys: tuple[str, ...]
     percent: bool = False
+    prefix: str | None = None
 
 
 def train_and_eval(*names: str) -> tuple[str, ...]:
@@ -39,6 +43,7 @@ SECTIONS = {
             "Parts of the reward",
             "points before weighting",
             ("reward/accuracy", "reward/format", "reward/tag_count", "reward/integer"),
+            prefix="reward/",
         ),
     ],
     "Accuracy and format": [
@@ -147,15 +152,22 @@ def curve(key: str, rows: list[dict], config: dict) -> dict | None:
     }
 
 
+def unknown_keys(rows: list[dict], prefix: str | None) -> list[str]:
+    """The metrics that begin with the prefix and that no panel names, in alphabetical order."""
+    known = {key for panels in SECTIONS.values() for panel in panels for key in panel.keys}
+    return sorted({key for row in rows for key in row if prefix and key.startswith(prefix)} - known)
+
+
 def chart_sections(rows: list[dict], config: dict) -> list[dict]:
     """The panels that have data, under their headings: [{"heading", "panels": [{"title", "unit", "curves"...}]}]."""
     sections, explanations = [], read_explanations()
     for heading, panels in SECTIONS.items():
         drawn = []
         for panel in panels:
-            curves = [c for key in panel.keys if (c := curve(key, rows, config))]
+            keys = [*panel.keys, *unknown_keys(rows, panel.prefix)]
+            curves = [c for key in keys if (c := curve(key, rows, config))]
             for c in curves:
-                c["what"] = explanations[heading][c["key"]]
+                c["what"] = explanations[heading].get(c["key"], f"a reward of the user's file: {c['key']}")
             if curves:
                 drawn.append({"title": panel.title, "unit": panel.unit, "percent": panel.percent, "curves": curves})
         if drawn:

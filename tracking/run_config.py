@@ -1,12 +1,13 @@
 """Settings: one dataclass per script, made of sections; presets; and the command line that fills them.
 
 A setting is a field with its default, its help, and its choices where there are few. `parse` reads the command line:
-defaults, overridden by the preset, overridden by the flags. Impossible values are refused, in one line that names the
-value and the valid choices, before any model is loaded.
+defaults, overridden by the preset, overridden by --config's file, overridden by the flags. Impossible values are
+refused, in one line that names the value and the valid choices, before any model is loaded.
 
 Nothing here imports torch or transformers, so --help and refusals answer at once. `uses_bf16` and the like take what
 they need as arguments.
-Left out on purpose: configuration files, inheritance between presets. A run writes all its settings to args.json.
+Left out on purpose: inheritance between presets or between configuration files. A run writes all its settings to
+args.json, which --config reads.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import dataclasses
 import datetime
 import difflib
 import importlib.util
+import json
 import math
 import os
 import typing
@@ -25,10 +27,12 @@ import evaluator
 import rldatasets
 from engine import device
 from engine.sampling_params import SAMPLINGS, STARTS, WEIGHTINGS, SoftThinking
+from rewards.judge import check_judge
 
 # The choices of grpo.py, which imports torch; a test compares them.
 LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "gspo", "cispo")
 ADVANTAGE_SCALES = ("group", "batch", "none")
+ADVANTAGE_BASELINES = ("mean", "leave_one_out")
 
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}  # packages
 
@@ -93,25 +97,53 @@ class Sampling:
     group_size: int = setting(8, "answers to each problem")
     max_completion_length: int = setting(72, "tokens of an answer, at most")
     temperature: float = setting(1.0, "of sampling; the loss uses the log-probs at the same temperature")
+    dynamic_sampling: int = setting(
+        0, "replace groups of equal rewards by new problems, in up to N more rounds; 0: off"
+    )
     stop_at_answer: bool = setting(False, "</answer> ends an answer too: base models often write on after it")
 
 
 @dataclass
 class Objective:
     _argument_group_name = "rewards and loss"
-    rewards: str = setting("accuracy:1,format:0.5", f"name:weight, comma-separated: {', '.join(evaluator.REWARDS)}")
+    rewards: str = setting(
+        "accuracy:1,format:0.5",
+        f"name:weight, comma-separated: {', '.join(evaluator.REWARDS)}, judge, or file.py:function of your own",
+    )
+    reward_timeout: float = setting(10.0, "seconds that a call of a function of your own may take")
     loss_type: str = setting("grpo", "explained in grpo.policy_loss", LOSS_TYPES)
     advantage_scale: str = setting("group", "whose standard deviation divides advantages", ADVANTAGE_SCALES)
+    advantage_baseline: str = setting(
+        "mean", "what is subtracted from a reward: its group's mean, or that of the others (RLOO)", ADVANTAGE_BASELINES
+    )
+    pass_at_k: int = setting(1, "reward the best of k answers, k up to group_size (pass@k training); 1: each by itself")
     clip_low: float = setting(0.2, "the ratio's objective is clipped below 1 - clip_low")
     clip_high: float = setting(0.2, "... and above 1 + clip_high (more than clip_low: DAPO's clip-higher)")
+    clip_delta: float = setting(
+        0.0, "bound the ratio where the advantage is negative too (above 1 + clip_high); 0: off"
+    )
+    top_entropy: float = setting(1.0, "learn from this share of the tokens, those of the highest entropy; 1: all")
     beta: float = setting(0.0, "weight of the KL to a reference, the starting model; 0 needs no reference")
     reference_refresh_steps: int = setting(0, "the policy becomes the reference every N steps; 0: never")
     reference_mix: float = setting(1.0, "... or is mixed into it with this weight")
     rollout_is_cap: float = setting(0.0, "weight draws by min(p_policy / p_actor, this), where the two differ; 0: off")
+    rollout_is_mask: float = setting(
+        0.0, "leave out answers whose p_policy / p_actor is above this or below its inverse (above 1); 0: off"
+    )
     mask_truncated: bool = setting(False, "leave answers that hit the length limit out of the loss (not the baseline)")
     control: str = setting(
         "none", "the same run with the signal destroyed", ("none", "shuffled_advantages", "random_rewards")
     )
+
+
+@dataclass
+class Judge:
+    _argument_group_name = "judge (rewards/judge.py; with judge in --rewards)"
+    judge_model: str | None = setting(None, "a model that compares answers, as model_name; random: a coin, the control")
+    judge_url: str | None = setting(None, "... or an OpenAI-compatible server (needs openai; key in OPENAI_API_KEY)")
+    judge_name: str | None = setting(None, "the server's name of the model")
+    judge_timeout: float = setting(30.0, "seconds that a request to the server may take")
+    judge_retries: int = setting(2, "requests after one without a verdict; then it is counted and left out")
 
 
 @dataclass
@@ -127,6 +159,8 @@ class Optimization:
         2048, "tokens in one forward and backward pass, a group's prompt once (memory, not results)"
     )
     bf16: bool | None = setting(None, "fp32 weights under bf16 autocast, and a bf16 actor; default: on a GPU")
+    lora_rank: int = setting(0, "learn adapters of this rank and freeze the model (engine/lora.py; needs peft); 0: off")
+    lora_alpha: float = setting(32.0, "adapters are multiplied by lora_alpha / lora_rank")
     compile: bool = setting(False, "torch.compile the policy's MLPs: a minute at first, then faster on a GPU")
     fsdp: bool = setting(False, "several processes: divide the fp32 weights and Adam's moments among them (FSDP2)")
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third more time")
@@ -146,6 +180,8 @@ class Output:
     eval_problems: int = setting(1024, "how many test problems")
     save_steps: int = setting(60, "checkpoint every N steps (also after the last)")
     save_total_limit: int = setting(2, "keep the newest N checkpoints, and latest and best")
+    save_merged: bool = setting(False, "with --lora_rank: checkpoints hold the merged model too, beside the adapter")
+    dry_run: bool = setting(False, "print the effective settings and the first prompt, and train nothing")
     doctor: bool = setting(False, "check model, data and machine, estimate memory and hours, and train nothing")
     eval_only: bool = setting(False, "measure the model on the test split, greedy and sampled, and train nothing")
     eval_samples: int = setting(1, "answers sampled to each problem by eval_only (pass@k and majority for more than 1)")
@@ -166,9 +202,10 @@ class Soft:
     answer_reserve: int = setting(0, "close the reasoning by force with so many tokens left (with or without mixtures)")
 
 
-SECTIONS = (ModelAndData, Sampling, Soft, Objective, Optimization, Output)
+SECTIONS = (ModelAndData, Sampling, Soft, Objective, Judge, Optimization, Output)
 MAY_BE_ZERO = (
-    "clip_low", "clip_high", "beta", "reference_refresh_steps", "rollout_is_cap", "learning_rate", "warmup_steps",
+    "dynamic_sampling", "clip_low", "clip_high", "beta", "reference_refresh_steps", "rollout_is_cap",
+    "rollout_is_mask", "clip_delta", "lora_rank", "judge_retries", "learning_rate", "warmup_steps",
     "final_lr_fraction", "seed",
     "soft_thinking_temperature", "soft_thinking_cold_stop_entropy", "answer_reserve",
 )  # fmt: skip
@@ -182,7 +219,7 @@ class GRPOConfig(*reversed(SECTIONS)):
 
     def __post_init__(self):
         check_values(self, MAY_BE_ZERO)
-        for name in ("final_lr_fraction", "reference_mix"):
+        for name in ("final_lr_fraction", "reference_mix", "top_entropy"):
             if getattr(self, name) > 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: must be at most 1")
         if self.reference_refresh_steps and self.beta == 0:
@@ -191,6 +228,21 @@ class GRPOConfig(*reversed(SECTIONS)):
             )
         if self.group_size == 1:
             raise ValueError("--group_size 1: an answer is compared with its group, so a group needs 2 or more")
+        if self.lora_rank and importlib.util.find_spec("peft") is None:
+            raise ValueError(f"--lora_rank {self.lora_rank}: the package peft is not here (pip install peft)")
+        for name in ("fsdp", "compile", "reference_refresh_steps"):
+            if self.lora_rank and getattr(self, name):
+                raise ValueError(f"--{name} {getattr(self, name)}: not with --lora_rank")
+        if self.save_merged and not self.lora_rank:
+            raise ValueError("--save_merged True: without --lora_rank every checkpoint is a whole model")
+        if self.pass_at_k > self.group_size:
+            raise ValueError(f"--pass_at_k {self.pass_at_k}: must be at most --group_size {self.group_size}")
+        if 0 < self.clip_delta <= 1 + self.clip_high:
+            raise ValueError(
+                f"--clip_delta {self.clip_delta}: must be above 1 + clip_high = {1 + self.clip_high}, or 0"
+            )
+        if 0 < self.rollout_is_mask <= 1:
+            raise ValueError(f"--rollout_is_mask {self.rollout_is_mask}: must be above 1, or 0")
         if self.soft_thinking_sampling == "topk":
             raise ValueError(
                 "--soft_thinking_sampling topk: every answer of a group would be the same; train with sample"
@@ -200,12 +252,31 @@ class GRPOConfig(*reversed(SECTIONS)):
             raise ValueError(
                 f"--minibatches {self.minibatches}: must divide --problems_per_step {self.problems_per_step} evenly"
             )
-        evaluator.parse_rewards(self.rewards)
+        if "judge" in evaluator.parse_rewards(self.rewards, self.reward_timeout):
+            check_judge(self)
 
     def prompt_format(self, tokenizer=None) -> rldatasets.PromptFormat:
         """How questions are asked; with the tokenizer, also what its chat template writes of the answer."""
         prompt_format = rldatasets.PromptFormat(self.tags, self.prompt_style, self.prefill, self.prompt_date)
         return prompt_format if tokenizer is None else prompt_format.resolve(tokenizer)
+
+    def sampling(self) -> dict:
+        """How the answers of a step are sampled: options of rollout.generate."""
+        return dict(
+            group_size=self.group_size,
+            max_new_tokens=self.max_completion_length,
+            temperature=self.temperature,
+            stop_tag=self.stop_tag(),
+            soft=self.rollout_mode(),
+        )
+
+    def adapters(self) -> dict:
+        """Which adapters LoRA learns: options of lora.add_adapters."""
+        return dict(rank=self.lora_rank, alpha=self.lora_alpha, seed=self.seed)
+
+    def advantages(self) -> dict:
+        """How rewards become advantages: options of grpo.compute_advantages."""
+        return dict(scale=self.advantage_scale, baseline=self.advantage_baseline, k=self.pass_at_k)
 
     def answering(self, tokenizer=None) -> dict:
         """How answers are sampled and graded: options of evaluator.evaluate."""
@@ -289,7 +360,7 @@ def parse_config(arguments: list[str]) -> GRPOConfig:
 
 
 def parse(arguments: list[str], config_class, sections, presets: dict, gpu_preset: str, prog: str, description: str):
-    """A config_class from the command line: defaults, overridden by the preset, overridden by the flags.
+    """A config_class from the command line: defaults, overridden by the preset, by --config's file, by the flags.
 
     gpu_preset: taken when no preset is asked for and a CUDA device is present; else it is "tiny". The choice is
     printed, with its reason. --device is no setting of the run, which may be resumed on another one: it is applied to
@@ -297,28 +368,74 @@ def parse(arguments: list[str], config_class, sections, presets: dict, gpu_prese
     """
     parser = ArgumentParser(sections, prog=prog, description=description)
     parser.add_argument("--preset", choices=presets, help="a set of defaults")
+    parser.add_argument("--config", help="a JSON file of settings, as a run's args.json; flags win over it")
     parser.add_argument(
         "--device", choices=device.CHOICES, default="auto", help="where the models live; auto: cuda, else mps, else cpu"
     )
     first = ArgumentParser((), add_help=False)  # read first, so that --help shows the preset's defaults
     first.add_argument("--preset", choices=presets)
+    first.add_argument("--config")
     first.add_argument("--device", choices=device.CHOICES, default="auto")
     asked, why = first.parse_known_args(arguments)[0], "as asked"
     if asked.device == "cuda" and not has_cuda_device():
         raise ValueError("--device cuda: no CUDA device here")
-    preset = asked.preset
+    from_file = read_config(asked.config, sections, presets) if asked.config else {}
+    preset = asked.preset or from_file.get("preset")
     if preset is None and asked.device in ("mps", "cpu"):
         preset, why = "tiny", f"--device {asked.device}"
     elif preset is None:
         preset, why = (gpu_preset, "a CUDA device is here") if has_cuda_device() else ("tiny", "no CUDA device here")
-    parser.set_defaults(**presets[preset], preset=preset)
+    parser.set_defaults(**presets[preset] | from_file | {"preset": preset})
     values = parse_flags(parser, arguments)
-    del values["device"]
+    del values["device"], values["config"]
     config = config_class(**values)
     device.choose(asked.device)  # only now, when nothing is left that could be refused
     if os.environ.get("RANK", "0") == "0":  # the main process, where several were launched
         print(f"preset {preset}: {why} (choose with --preset {'|'.join(presets)}; every flag overrides it)")
     return config
+
+
+# Where a run was and what was asked of it: a run that is made again from its args.json has these of its own.
+NOT_REPEATED = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "doctor", "eval_only")
+
+
+def read_config(path: str, sections, presets: dict) -> dict:
+    """The settings in a JSON file: one object {name: value}, or a run's args.json, without NOT_REPEATED.
+
+    Raises ValueError, one line, if the file cannot be read, or for a name or type that is no setting's.
+    """
+    try:
+        with open(os.path.expanduser(path), encoding="utf-8") as file:
+            values = json.load(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--config {path}: {getattr(error, 'strerror', None) or error}") from error
+    if isinstance(values, dict) and isinstance(values.get("config"), dict):
+        values = {name: value for name, value in values["config"].items() if name not in NOT_REPEATED}
+    if not isinstance(values, dict):
+        raise ValueError(f"--config {path}: give one object of settings, {{name: value}}, or a run's args.json")
+    types = {name: kind for section in sections for name, kind in typing.get_type_hints(section).items()}
+    types["preset"] = str
+    for name, value in values.items():
+        if name not in types:
+            close = difflib.get_close_matches(name, types, n=2)
+            raise ValueError(
+                f"--config {path}: unknown setting {name!r}" + (f": {' or '.join(close)}?" if close else "")
+            )
+        if not _has_type(value, types[name]):
+            kind = getattr(types[name], "__name__", types[name])
+            raise ValueError(f"--config {path}: {name} is {value!r}: must be of the type {kind}")
+    if values.get("preset", next(iter(presets))) not in presets:
+        raise ValueError(f"--config {path}: preset {values['preset']!r}: choose from {', '.join(presets)}")
+    return values
+
+
+def _has_type(value, kind) -> bool:
+    """Whether a value from JSON can be a setting of that type: 1 is a float too, and True is no int."""
+    if isinstance(kind, UnionType):
+        return any(_has_type(value, one) for one in typing.get_args(kind))
+    if typing.get_origin(kind) is list:
+        return isinstance(value, list) and all(_has_type(item, *typing.get_args(kind)) for item in value)
+    return type(value) is kind or kind is float and type(value) is int
 
 
 def parse_flags(parser: "ArgumentParser", arguments: list[str]) -> dict:
@@ -330,7 +447,16 @@ def parse_flags(parser: "ArgumentParser", arguments: list[str]) -> dict:
     return {name: _expand_home(name, value) for name, value in vars(values).items()}
 
 
-PATHS = ("model_name", "dataset_path", "output_dir", "resume_from_checkpoint", "teacher_name", "data_dir", "from_trace")
+PATHS = (
+    "model_name",
+    "judge_model",
+    "dataset_path",
+    "output_dir",
+    "resume_from_checkpoint",
+    "teacher_name",
+    "data_dir",
+    "from_trace",
+)
 
 
 def _expand_home(name: str, value):

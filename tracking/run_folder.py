@@ -4,6 +4,8 @@
     output_dir/metrics.jsonl          one flat object per step, appended and flushed
     output_dir/samples.jsonl          prompts, completions, rewards, advantages
     output_dir/report.html            one page about the run (report.py)
+    output_dir/rewards/               copies of the user's files that had the rewards
+    output_dir/refused_sample.json    what a reward of the user's file failed on, where it did
     output_dir/plots/                 redrawn as the run goes on
     output_dir/checkpoints/step-N/    model and tokenizer as `from_pretrained` reads them, plus trainer_state.pt, and
                                       files.json: how long each file is
@@ -35,6 +37,7 @@ import torch
 from engine import distributed
 
 FILES = ("args.json", "metrics.jsonl", "samples.jsonl", "greedy.jsonl", "sampled.jsonl", "eval.json", "report.html")
+FILES += ("refused_sample.json",)
 CANNOT_FLUSH = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "numpy")
 
@@ -50,7 +53,7 @@ def create_folder(output_dir: str, overwrite: bool = False) -> Path:
                     f"output_dir {output_dir!r} already holds a run: give another one, continue it with "
                     "--resume_from_checkpoint latest, or replace it with --overwrite_output_dir"
                 )
-            for name in ("plots", "checkpoints"):
+            for name in ("plots", "rewards", "checkpoints"):
                 if (folder / name).exists():
                     remove_folder(folder / name)
             for file in files:
@@ -62,6 +65,13 @@ def create_folder(output_dir: str, overwrite: bool = False) -> Path:
     except OSError as error:
         raise ValueError(f"cannot write to output_dir {output_dir!r}: {error.strerror}") from error
     return folder
+
+
+def keep_copies(folder: Path, files: list[Path]) -> None:
+    """Copies the files into the folder, so that a run's folder tells what made it."""
+    for file in files:
+        folder.mkdir(exist_ok=True)
+        shutil.copy(file, folder)
 
 
 def unused_folder(name: str) -> str:

@@ -8,19 +8,41 @@ import torch
 import evaluator
 from analysis.tokens import token_texts
 from engine import distributed
+from rewards import judge
+from rewards.functions import Rewards
 
 
-def graded_records(rollout, problems, prompts: list[str], indices: list[int], config, prompt_format=None) -> list[dict]:
+def run_rewards(config) -> Rewards:
+    """The rewards of a run, ready to be called. config: GRPOConfig. Raises ValueError, one line."""
+    rewards = evaluator.parse_rewards(config.rewards, config.reward_timeout)
+    if evaluator.JUDGE in rewards:
+        rewards.functions[evaluator.JUDGE] = judge.make_judge(config)
+    return rewards
+
+
+def graded_records(
+    rollout,
+    problems,
+    prompts: list[str],
+    indices: list[int],
+    config,
+    rewards: Rewards | None = None,
+    prompt_format=None,
+) -> list[dict]:
     """Grades this process's rows -> the records of all processes' rows, in the order of the step.
 
-    problems, prompts: this process's. indices: where they stand among the step's problems (distributed.shard_indices).
-    prompt_format: what made the prompts; default: the config's, which knows no tokenizer.
+    rollout: None without any problem here. problems, prompts: this process's. indices: where they stand among the
+    step's problems (distributed.shard_indices).
+    rewards: default, those of the config. prompt_format: what made the prompts; default: the config's, which knows no
+    tokenizer. Raises RewardError on all processes when a reward fails on one.
     """
-    G, weights = config.group_size, evaluator.parse_rewards(config.rewards)
+    G, prompt_format = config.group_size, prompt_format or config.prompt_format()
+    rewards = run_rewards(config) if rewards is None else rewards
     records = []
-    for i, record in enumerate(evaluator.grade(rollout, problems, weights, prompt_format or config.prompt_format())):
-        position = {"row": indices[i // G] * G + i % G, "prompt": prompts[i // G]}
-        records.append(position | evaluator.without(record, "question", "top_weight"))
+    own = distributed.run_on_all(evaluator.grade, rollout, problems, rewards, prompt_format, prompts)
+    for i, record in enumerate(own):
+        position = {"row": indices[i // G] * G + i % G, "prompt": record["prompt"]}
+        records.append(position | evaluator.without(record, "question", "top_weight", "tags"))
     return sorted(distributed.all_gather(records), key=lambda record: record["row"])
 
 
@@ -42,6 +64,7 @@ def metrics(records: list[dict], config) -> dict[str, float]:
         "soft_share": sum(r["soft_steps"] for r in records) / num_tokens,
         "entropy": sum(r["mean_entropy"] * r["length"] for r in records) / num_tokens,
         "zero_std_groups": sum(len({r["reward"] for r in group}) == 1 for group in groups) / len(groups),
+        **judge.metrics(records),
         **evaluator.behaviour_metrics([r["completion"] for r in records], lengths, finish, correct),
     }
 

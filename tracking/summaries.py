@@ -36,6 +36,20 @@ def print_run_summary(folder: Path, seconds: float) -> None:
     print(f"{seconds:.0f} s. In {folder}: report.html, plots/, metrics.jsonl, samples.jsonl, checkpoints/latest")
 
 
+def print_dry_run(config) -> None:
+    """Prints the effective settings, as JSON that --config reads, and the first prompt of the first step.
+
+    Loads the tokenizer and the problems, no weights. Raises ValueError as a run would.
+    """
+    problems = rldatasets.load_problems(config.dataset_name, "train", path=config.dataset_path)
+    tokenizer = llms.load_tokenizer(checkpoints.resolve_model_name(config.model_name), config.trust_remote_code)
+    prompt_format = config.prompt_format(tokenizer)
+    problems = rldatasets.drop_long_prompts(problems, tokenizer, config.max_prompt_length, prompt_format)
+    first = rldatasets.problems_of_step(problems, 1, config.problems_per_step, config.seed)[0]
+    print(json.dumps(dataclasses.asdict(config) | {"dry_run": False}, indent=1))
+    print(f"\n--- the first prompt (gold {first.answer})\n{prompt_format.prompt(tokenizer, first.question)}")
+
+
 def evaluate_only(config) -> Path:
     """Measures a model on the test split, greedy and sampled, and prints a table; returns the folder with eval.json.
 

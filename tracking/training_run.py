@@ -11,7 +11,7 @@
 It decides which steps are left, shows progress, writes metrics.jsonl and samples.jsonl, feeds a tracker, evaluates,
 names the health checks that have turned to a warning, draws the pictures, saves checkpoints, marks the best one, and
 makes the report at the end. Ctrl-C and SIGTERM finish the step, save, and raise TrainingStopped; so do MAX_BAD_UPDATES
-updates in a row that are not finite.
+updates in a row that are not finite, and a reward of the user's file that fails, before the step.
 
 It is a context manager because a generator alone would leave its signal handlers behind when the body raises.
 Left out on purpose: callbacks. What differs between scripts is in their loops.
@@ -19,6 +19,7 @@ Left out on purpose: callbacks. What differs between scripts is in their loops.
 
 import contextlib
 import dataclasses
+import json
 import signal
 import sys
 import threading
@@ -30,6 +31,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from engine import distributed
+from rewards.functions import RewardError
 from tracking import checkpoints, health, plotter, report, run_folder
 from tracking.summaries import describe_evaluation
 
@@ -100,6 +102,7 @@ class TrainingRun:
         self.evaluate, self.more_state, self.how_to_resume = evaluate, more_state, how_to_resume
         self.signals, self.title = signals or SignalHandler(), title
         self.bad_updates = 0  # in a row
+        self.saved_step = last_step
         self.started = time.time()
         self.seconds: dict[str, float] = {}  # of the step's timers
         self.metrics_log = run_folder.JsonLines(folder / "metrics.jsonl")
@@ -138,8 +141,23 @@ class TrainingRun:
         if isinstance(exception, OSError):  # a full disk, most likely
             message = f"{exception}; logs and checkpoints written so far are in {self.folder}"
             raise TrainingStopped(None, message) from exception
+        if isinstance(exception, RewardError):
+            raise TrainingStopped(None, self._stop_for_reward(exception)) from exception
         if isinstance(exception, ValueError):  # nothing in a loop is a refusal of what a user asked for
             raise RuntimeError(f"error in the training loop of {self.folder}") from exception
+
+    def _stop_for_reward(self, error: RewardError) -> str:
+        """Saves what was learned before the step whose rewards failed, and the sample. Returns the line to show."""
+        kept = "nothing was learned yet"
+        if self.last_step > 0:
+            if self.saved_step != self.last_step:
+                self._save(self.last_step, accuracy=-1.0)
+            kept = f"step {self.last_step} is saved; once the file is mended, {self.how_to_resume}"
+        if distributed.is_main_process():
+            record = {"step": self.last_step + 1, "error": error.line, "sample": error.sample}
+            text = json.dumps(record, indent=1) + "\n"
+            (self.folder / "refused_sample.json").write_text(text, encoding="utf-8")
+        return f"{error}; it is in {self.folder / 'refused_sample.json'}; {kept}"
 
     def steps(self) -> Iterator[int]:
         """The steps that are left, from last_step + 1 to max_steps. `finish_step` ends each."""
@@ -163,10 +181,10 @@ class TrainingRun:
 
     @contextlib.contextmanager
     def timer(self, phase: str):
-        """The seconds of the block are the step's time/PHASE."""
+        """The seconds of the block are added to the step's time/PHASE."""
         with run_folder.stopwatch(self.policy.device) as seconds:
             yield
-        self.seconds[phase] = seconds()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds()
 
     def times(self, num_tokens: int) -> dict[str, float]:
         """The step's time/PHASE of every timer, and tokens_per_second over all of them."""
@@ -232,6 +250,7 @@ class TrainingRun:
         self.tracker.log({k: v for k, v in row.items() if not isinstance(v, str)}, step=row["step"])
 
     def _save(self, step: int, accuracy: float) -> None:
+        self.saved_step = step
         is_best, self.best = accuracy > self.best, max(accuracy, self.best)
         state = dict(step=step, best=self.best, optimizer=distributed.gather_optimizer_state(self.optimizer))
         state |= self.more_state()
