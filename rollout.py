@@ -19,6 +19,7 @@ Left out on purpose: beam search, top-k and top-p, paged caches, speculative dec
 
 import argparse
 import contextlib
+import dataclasses
 import sys
 import weakref
 from dataclasses import dataclass
@@ -56,6 +57,23 @@ class Rollout:
     def lengths(self) -> torch.Tensor:
         """(B,) long: tokens of each completion, the stop token counted."""
         return self.completion_mask.sum(dim=1)
+
+    @classmethod
+    def concatenate(cls, rollouts: list["Rollout"]) -> "Rollout":
+        """The rows of all rollouts, one after the other; shorter ones are padded with zeros. Equal prompts become one
+        object, so rows of one prompt share its computation if they stand together (llms.micro_batches)."""
+        longest = max(rollout.draws.shape[1] for rollout in rollouts)
+        known: dict[bytes, torch.Tensor] = {}
+        columns = {}
+        for f in dataclasses.fields(cls):
+            parts = [getattr(rollout, f.name) for rollout in rollouts]
+            if isinstance(parts[0], torch.Tensor):  # (B, T) or (B, T, K)
+                padding = [(0, 0) * (x.dim() - 2) + (0, longest - x.shape[1]) for x in parts]
+                columns[f.name] = torch.cat([torch.nn.functional.pad(*one) for one in zip(parts, padding, strict=True)])
+            else:
+                columns[f.name] = [item for part in parts for item in part]
+        prompts = [known.setdefault(ids.numpy().tobytes(), ids) for ids in columns["prompt_ids"]]
+        return cls(**columns | {"prompt_ids": prompts})
 
     @property
     def top_weight(self) -> torch.Tensor:

@@ -91,7 +91,7 @@ def zero_std_groups(rows: list[dict]) -> Finding | None:
     """Do the rewards within a group differ, so that the group has advantages other than 0?"""
     if not (share := first_and_last_quarter(rows, "zero_std_groups")):
         return None
-    accuracy = first_and_last_quarter(rows, "accuracy")[1]
+    accuracy = (first_and_last_quarter(rows, "accuracy") or (0.5, 0.5))[1]  # games have none
     advice = "a lower --learning_rate or a higher --temperature keeps variety; --group_size 16 finds rarer answers"
     if accuracy >= 0.8:
         advice = "the problems are solved: stop here, or continue with harder ones (--dataset_path)"
@@ -115,9 +115,9 @@ def truncation(rows: list[dict]) -> Finding | None:
 
 
 def entropy_collapse(rows: list[dict]) -> Finding | None:
-    """Did the entropy fall to almost nothing while many answers were still wrong? Needs 8 steps."""
+    """Did the entropy fall to almost nothing while many answers were still wrong? Needs 8 steps, and an accuracy."""
     entropy, accuracy = first_and_last_quarter(rows, "entropy"), first_and_last_quarter(rows, "accuracy")
-    if entropy is None or len(plotter.by_step(rows, "entropy")) < 8:
+    if entropy is None or accuracy is None or len(plotter.by_step(rows, "entropy")) < 8:
         return None
     return judge(
         entropy[1] >= 0.1 * entropy[0] or accuracy[1] >= 0.9,

@@ -51,10 +51,13 @@ def check_values(config, may_be_zero: tuple[str, ...]) -> None:
             low = "0 or more" if f.name in may_be_zero else "above 0"
             raise ValueError(f"--{f.name} {value}: must be a finite number, {low}")
     check_date(config.prompt_date)
-    if config.dataset_path is None and config.dataset_name not in rldatasets.DATASETS:
-        raise ValueError(f"--dataset_name {config.dataset_name!r}: choose from {', '.join(rldatasets.DATASETS)}")
     if config.report_to != "none" and not any(map(importlib.util.find_spec, TRACKERS[config.report_to])):
         raise ValueError(f"--report_to {config.report_to}: the package is not here (pip install {config.report_to})")
+
+
+def check_dataset_name(config) -> None:
+    if config.dataset_path is None and config.dataset_name not in rldatasets.DATASETS:
+        raise ValueError(f"--dataset_name {config.dataset_name!r}: choose from {', '.join(rldatasets.DATASETS)}")
 
 
 def check_date(date: str | None) -> None:
@@ -180,6 +183,7 @@ class GRPOConfig(*reversed(SECTIONS)):
 
     def __post_init__(self):
         check_values(self, MAY_BE_ZERO)
+        check_dataset_name(self)
         for name in ("final_lr_fraction", "reference_mix"):
             if getattr(self, name) > 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: must be at most 1")
@@ -278,10 +282,19 @@ def parse_config(arguments: list[str]) -> GRPOConfig:
     return parse(arguments, GRPOConfig, SECTIONS, PRESETS, "qwen2.5-1.5b", "main.py", "Train a language model by GRPO.")
 
 
-def parse(arguments: list[str], config_class, sections, presets: dict, gpu_preset: str, prog: str, description: str):
+def parse(
+    arguments: list[str],
+    config_class,
+    sections,
+    presets: dict,
+    gpu_preset: str,
+    prog: str,
+    description: str,
+    cpu_preset: str = "tiny",
+):
     """A config_class from the command line: defaults, overridden by the preset, overridden by the flags.
 
-    gpu_preset: taken when no preset is asked for and a CUDA device is present; else it is "tiny". The choice is
+    gpu_preset: taken when no preset is asked for and a CUDA device is present; else it is cpu_preset. The choice is
     printed, with its reason. --device is no setting of the run, which may be resumed on another one: it is applied to
     this process (engine/device.py).
     """
@@ -298,9 +311,11 @@ def parse(arguments: list[str], config_class, sections, presets: dict, gpu_prese
         raise ValueError("--device cuda: no CUDA device here")
     preset = asked.preset
     if preset is None and asked.device in ("mps", "cpu"):
-        preset, why = "tiny", f"--device {asked.device}"
+        preset, why = cpu_preset, f"--device {asked.device}"
     elif preset is None:
-        preset, why = (gpu_preset, "a CUDA device is here") if has_cuda_device() else ("tiny", "no CUDA device here")
+        preset, why = (
+            (gpu_preset, "a CUDA device is here") if has_cuda_device() else (cpu_preset, "no CUDA device here")
+        )
     parser.set_defaults(**presets[preset], preset=preset)
     values = parse_flags(parser, arguments)
     del values["device"]
