@@ -10,7 +10,7 @@ from games.debate import LABELS, State
 from rollout import generate
 
 RULES = (
-    "You are the judge of a debate about eight digits from 0 to 9, of which you see some. Both debaters have shown what "
+    "You are the judge of a debate about eight digits from 0 to 9, of which you see some. Both debaters showed what "
     "helps them. Is the claim about the largest of all eight digits right? Answer yes or no, and nothing else."
 )
 

@@ -13,7 +13,6 @@ import rldatasets
 from engine import distributed
 from tracking import checkpoints, plotter, run_folder
 
-
 SHOWN = {  # of an evaluation, after its accuracy
     "accuracy_greedy": "greedy {:.1%}",
     "format_rate": "format {:.1%}",
