@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 
 import torch
+from matplotlib import rc_context
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
 
 from engine import distributed
 from games.game import Game, Illegal
@@ -93,10 +96,29 @@ def progress_note(metrics: dict[str, float]) -> str:
 
 
 def save_matrix(folder: Path, steps: list[int], matrix: list[list[float | None]]) -> None:
-    """matrix.json: the mean outcome of the row's snapshot against the column's."""
+    """matrix.json and plots/matrix.png: the mean outcome of the row's snapshot against the column's."""
     if distributed.is_main_process():
         content = json.dumps({"steps": steps, "mean_outcome": matrix}, indent=1)
         (folder / "matrix.json").write_text(content + "\n", encoding="utf-8")
+        plotter.save({"matrix.png": matrix_figure(steps, matrix)}, folder / "plots")
+
+
+@rc_context(plotter.STYLE)
+def matrix_figure(steps: list[int], matrix: list[list[float | None]]) -> Figure:
+    """Snapshots against each other: blue where the row's wins, orange where it loses."""
+    figure = Figure(figsize=(1.5 + 0.7 * len(steps), 1.1 + 0.6 * len(steps)), layout="constrained")
+    axes = figure.add_subplot()
+    values = [[0.0 if value is None else value for value in row] for row in matrix]
+    colors = LinearSegmentedColormap.from_list("outcomes", [plotter.VERMILLION, "white", plotter.BLUE])
+    axes.imshow(values, cmap=colors, vmin=-1, vmax=1, aspect="auto")
+    for i, row in enumerate(matrix):
+        for j, value in enumerate(row):
+            axes.text(j, i, "" if value is None else f"{value:+.2f}", ha="center", va="center")
+    axes.set(title="Mean outcome of the row's snapshot", xlabel="against the one after step", ylabel="after step")
+    axes.set_xticks(range(len(steps)), steps)
+    axes.set_yticks(range(len(steps)), steps)
+    axes.grid(False)
+    return figure
 
 
 def print_summary(folder: Path, seconds: float) -> None:
