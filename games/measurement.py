@@ -144,7 +144,10 @@ def debates(game: debate.Debate, player, config) -> tuple[dict[str, float], list
     metrics |= right("judge_random", verdicts(RandomPlayer(), "debate"))
     one_sided = [verdicts(player, "debate", (seat,) * debate.SPEECHES) for seat in (0, 1)]
     metrics |= right("judge_one_sided", one_sided[0] + one_sided[1])
-    metrics |= right("judge_ceiling", verdicts(RandomPlayer(), "debate", (0,) * debate.DIGITS))
+    open_states = [game.start(f"debate-{i}")._replace(shown=tuple(range(debate.DIGITS))) for i in indices]
+    seen = [v == state.claim_is_right for v, state in zip(game.judge(open_states), open_states, strict=True)]
+    seen = distributed.all_gather(seen)
+    metrics |= rate("eval/judge_ceiling", sum(seen), len(seen))
     return metrics, [{"split": "test", **row} for row in rows[:LOGGED]]
 
 
