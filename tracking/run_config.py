@@ -335,7 +335,16 @@ def parse_flags(parser: "ArgumentParser", arguments: list[str]) -> dict:
     return {name: _expand_home(name, value) for name, value in vars(values).items()}
 
 
-PATHS = ("model_name", "dataset_path", "output_dir", "resume_from_checkpoint", "teacher_name", "data_dir", "from_trace")
+PATHS = (
+    "model_name",
+    "dataset_path",
+    "output_dir",
+    "resume_from_checkpoint",
+    "teacher_name",
+    "data_dir",
+    "from_trace",
+    "judge",
+)
 
 
 def _expand_home(name: str, value):
