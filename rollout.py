@@ -66,15 +66,19 @@ class Rollout:
         return (self.weights * (self.draws == self.trace_ids.unsqueeze(-1))).sum(dim=-1)
 
     @classmethod
-    def concatenate(cls, parts: "list[Rollout]") -> "Rollout":
-        """The rows of all parts, padded to the longest of them."""
+    def concatenate(cls, parts: list["Rollout"]) -> "Rollout":
+        """The rows of all parts, padded to the longest of them. Equal prompts become one object, so rows of one prompt
+        share its computation if they stand together (llms.micro_batches)."""
 
         def join(columns):
             if isinstance(columns[0], list):
                 return [value for column in columns for value in column]
             return torch.nn.utils.rnn.pad_sequence([row for column in columns for row in column], batch_first=True)
 
-        return cls(**{f.name: join([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(cls)})
+        columns = {f.name: join([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(cls)}
+        known: dict[tuple, torch.Tensor] = {}
+        prompts = [known.setdefault(tuple(ids.tolist()), ids) for ids in columns["prompt_ids"]]
+        return cls(**columns | {"prompt_ids": prompts})
 
 
 @torch.no_grad()

@@ -62,10 +62,12 @@ def update(
     advantages: torch.Tensor,
     config,
     budget: TokenBudget | None = None,
+    shares: list[list[int]] | None = None,
 ) -> dict[str, float]:
     """updates_per_rollout x minibatches optimizer steps on one rollout, of which every process has its own rows.
 
     advantages: (B,). config: run_config.GRPOConfig. budget: default tokens_per_micro_batch of the config.
+    shares: this process's rows of each minibatch; default, equal and consecutive ones.
     Returns what to log, averaged over the steps that were taken: grad_norm, clip_frac, kl, logprob_gap, and the
     learning rate and token budget that were really used. A step whose gradient is not finite is skipped and counted.
     """
@@ -92,11 +94,11 @@ def update(
 
     taken, skipped, gap = 0, 0, {}
     sums = {"grad_norm": 0.0, "clip_frac": 0.0} | ({} if ref is None else {"kl": 0.0})  # over the steps taken
-    share = len(advantages) // config.minibatches
+    if shares is None:  # whole groups
+        shares = torch.arange(len(advantages)).view(config.minibatches, -1).tolist()
     policy.train()
     for number in range(num_updates):
-        start = number % config.minibatches * share
-        rows = torch.arange(start, start + share, device=mask.device)  # whole groups
+        rows = torch.tensor(shares[number % config.minibatches], dtype=torch.long, device=mask.device)
         # Rows without advantage have no gradient, unless the KL gives them one.
         learning = rows[(row_tokens[rows] > 0) & ((advantages[rows] != 0) | (ref is not None))]
         # Totals of the whole optimizer step. Rows that are left out count too, with a gradient of zero; so do masked

@@ -84,6 +84,7 @@ class DistillConfig(*reversed(SECTIONS)):
 
     def __post_init__(self):
         run_config.check_values(self, MAY_BE_ZERO)
+        run_config.check_dataset_name(self)
         for name in ("on_policy_fraction", "final_lr_fraction"):
             if getattr(self, name) > 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: must be at most 1")

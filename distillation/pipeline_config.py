@@ -78,6 +78,7 @@ class PipelineConfig(*reversed(SECTIONS)):
 
     def __post_init__(self):
         run_config.check_values(self, may_be_zero=("seed", "sft_warmup_steps"))
+        run_config.check_dataset_name(self)
         self.control_list()
 
     def control_list(self) -> tuple[str, ...]:

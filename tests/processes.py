@@ -24,7 +24,7 @@ from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["main", "distill"])
+CONTEXT.set_forkserver_preload(["main", "distill", "self_play"])
 
 
 def run(script: str | Path, *arguments: str, num_processes: int = 1, timeout: float = 240) -> SimpleNamespace:

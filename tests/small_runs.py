@@ -9,6 +9,8 @@ from distillation.config import PRESETS as DISTILL_PRESETS
 from distillation.config import DistillConfig
 from distillation.pipeline_config import PRESETS as PIPELINE_PRESETS
 from distillation.pipeline_config import PipelineConfig
+from games.config import PRESETS as SELF_PLAY_PRESETS
+from games.config import SelfPlayConfig
 from tracking.run_config import PRESETS, GRPOConfig
 
 
@@ -26,6 +28,14 @@ def distill_config(folder="unused", **overrides) -> DistillConfig:
         save_steps=2, eval_problems=8, warmup_steps=1,
     )  # fmt: skip
     return DistillConfig(**(DISTILL_PRESETS["tiny"] | small | overrides))
+
+
+def self_play_config(folder, **overrides) -> SelfPlayConfig:
+    small = dict(
+        output_dir=str(folder), games_per_step=16, group_size=4, minibatches=2, max_steps=2, cold_start_steps=2,
+        cold_start_rows=16, eval_steps=2, eval_games=8, save_steps=2, snapshot_steps=1, warmup_steps=1,
+    )  # fmt: skip
+    return SelfPlayConfig(**(SELF_PLAY_PRESETS[overrides.get("game", "nim")] | small | overrides))
 
 
 def metrics_of(folder: Path) -> list[dict]:

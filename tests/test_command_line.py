@@ -12,10 +12,11 @@ import grpo
 from analysis import config as analysis_config
 from distillation import config as distill_config
 from distillation import pipeline_config
+from games import config as games_config
 from tracking import command_line, run_config
 from tracking.run_config import ArgumentParser
 
-SCRIPTS = ("main.py", "distill.py", "pipeline.py", "token_analysis.py")
+SCRIPTS = ("main.py", "distill.py", "pipeline.py", "token_analysis.py", "self_play.py")
 
 WITHOUT_TORCH = """
 import runpy, sys
@@ -53,7 +54,13 @@ def test_choices_are_those_of_the_modules():
 
 @pytest.mark.parametrize(
     "sections",
-    [run_config.SECTIONS, distill_config.SECTIONS, pipeline_config.SECTIONS, analysis_config.SECTIONS],
+    [
+        run_config.SECTIONS,
+        distill_config.SECTIONS,
+        pipeline_config.SECTIONS,
+        analysis_config.SECTIONS,
+        games_config.SECTIONS,
+    ],  # fmt: skip
     ids=SCRIPTS,
 )
 def test_the_parser_reads_what_transformers_reads(sections):

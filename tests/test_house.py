@@ -14,21 +14,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = (
-    "engine",
-    "rewards",
-    "tracking",
-    "analysis",
-    "distillation",
-    "models",
-)  # of the product, with the top-level scripts
+# Of the product, with the top-level scripts:
+PACKAGES = ("engine", "rewards", "tracking", "analysis", "distillation", "games", "models")
 MAX_LINES, MAX_LINES_ELSEWHERE = 500, 700  # of a Python file: of the product; of tests, benchmarks and plots
 MAX_README_LINES = 220
 TOP_LEVEL = {
     *("README.md", "LICENSE", "Makefile", "pyproject.toml", "requirements.txt", ".gitignore", ".ci"),
     *("main.py", "grpo.py", "update.py", "rollout.py", "dynamic_sampling.py", "soft_thinking.py", "evaluator.py"),
     *("rldatasets.py", "llms.py", "token_analysis.py", "run_token_analysis.sh", "distill.py", "pipeline.py"),
-    *("test_soft_thinking.py", "walkthrough.ipynb"),
+    *("self_play.py", "test_soft_thinking.py", "walkthrough.ipynb"),
     *(*PACKAGES, "docs", "benchmarks", "plots", "tests"),
 }
 

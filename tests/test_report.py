@@ -12,12 +12,13 @@ import pytest
 from random_models import ROOT
 from run_folders import eval_row, evaluation, metric_rows, train_row, write_run
 from selenium.webdriver import Keys
-from small_runs import distill_config, tiny_config
+from small_runs import distill_config, self_play_config, tiny_config
 
 import distill
 import evaluator
 import main
 import rldatasets
+import self_play
 from distillation import config as config_of_distill
 from tracking import pages, report, report_curves, report_samples, run_folder
 from tracking.run_config import PRESETS, GRPOConfig
@@ -61,7 +62,11 @@ def logged(real_run, tmp_path_factory):
     problems = rldatasets.load_problems("arithmetic", "train", 8)
     lessons = [{"question": problem.question, "completion": "<answer>1</answer>", "ids": None} for problem in problems]
     distill.train_student(distill_config(student, epochs=1.0), "tiny_student", lessons, student)
-    return keys | {key for row in run_folder.JsonLines(student / "metrics.jsonl").read() for key in row}
+    keys |= {key for row in run_folder.JsonLines(student / "metrics.jsonl").read() for key in row}
+    for game in ("nim", "debate"):
+        played = self_play.train(self_play_config(tmp_path_factory.mktemp("played") / "run", game=game))
+        keys |= {key for row in run_folder.JsonLines(played / "metrics.jsonl").read() for key in row}
+    return keys
 
 
 def test_every_logged_metric_is_documented_and_nothing_else_is(logged):

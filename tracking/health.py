@@ -214,7 +214,7 @@ def zero_std_groups(rows: list[dict]) -> Finding | None:
     """Do the rewards within a group differ, so that the group has advantages other than 0?"""
     if (share := last_quarter(rows, "zero_std_groups")) is None:
         return None
-    accuracy = last_quarter(rows, "accuracy")
+    accuracy = last_quarter(rows, "accuracy")  # games have none
     advice = "a lower --learning_rate or a higher --temperature keeps variety; --group_size 16 finds rarer answers"
     if accuracy is not None and accuracy <= 0.1:
         advice = "nearly all answers are wrong: easier problems, a stronger model, or tag_count:0.5 in --rewards"

@@ -1,8 +1,9 @@
 """Draw a run: `metrics.jsonl` -> PNG pictures.
 
-Three pictures of one run, redrawn while it trains; the first two also of several seeds beside their control runs:
+Pictures of one run, redrawn while it trains; all but the last also of several seeds beside their control runs:
     train_score.png   the total reward, and each reward that it is made of
     eval_score.png    held-out accuracy (sampled, greedy, flexible), format rate and completion length
+    games.png         for self_play.py: games against fixed opponents, optimal moves, right verdicts
     overview.png      the rest: entropy, gradient norm, learning rate, KL, clipping, truncation, speed
 
 A picture is made of panels, a panel of curves, and a curve is drawn for a group of runs; a single run is a group of
@@ -294,6 +295,27 @@ def eval_figure(groups) -> Figure | None:
     return build_figure(panels, groups, widths=(1.8, 1), height=2.8)
 
 
+def games_figure(groups) -> Figure | None:
+    """What self_play.py measures: games against fixed opponents, optimal moves, or a judge's verdicts."""
+    against = [
+        Curve("eval/win_random", "random"),
+        Curve("eval/win_start", "start", GREEN),
+        Curve("eval/held_perfect", "perfect", VERMILLION),
+    ]
+    answers = [
+        Curve("eval/accuracy", "right"),
+        Curve("eval/judge_random", "random reveals", GREEN),
+        Curve("eval/judge_one_sided", "one side", PURPLE),
+        Curve("eval/illegal", "illegal", VERMILLION),
+    ]
+    panels = [
+        Panel("Games won against (perfect play: held)", "share of games", against, True, 1.02, smooth=False),
+        Panel("Optimal moves, or right verdicts", "share of answers", answers, True, 1.02, smooth=False),
+    ]
+    played = any("plies" in row for group in groups for run in group.runs for row in run)
+    return build_figure(panels, groups, widths=(1, 1), height=2.4) if played else None
+
+
 def overview_figure(groups) -> Figure | None:
     """Is the run healthy? Everything else that a step logs, for one run."""
     seconds = [Curve("time/train", "train"), Curve("time/rollout", "rollout", VERMILLION)]
@@ -331,22 +353,24 @@ def save(figures, out_dir) -> list[Path]:
 
 
 def plot_run(run_dir, out_dir=None) -> list[Path]:
-    """Draw the three pictures of one run (default: into run_dir/plots), less those that have nothing to show yet."""
+    """Draw the pictures of one run (default: into run_dir/plots), less those that have nothing to show yet."""
     run_dir = Path(run_dir)
     groups = [Group(run_dir.resolve().name.replace("$", r"\$"), [read_metrics(run_dir)])]
     figures = {"train_score.png": train_figure(groups), "eval_score.png": eval_figure(groups)}
-    return save(figures | {"overview.png": overview_figure(groups)}, out_dir or run_dir / "plots")
+    figures |= {"games.png": games_figure(groups), "overview.png": overview_figure(groups)}
+    return save(figures, out_dir or run_dir / "plots")
 
 
 def plot_seeds(run_dirs, out_dir, control_dirs=(), labels=("trained", "control: shuffled advantages")) -> list[Path]:
-    """Draw train_score.png and eval_score.png of several seeds, and of control runs in the same axes.
+    """Draw all pictures but overview.png of several seeds, and of control runs in the same axes.
 
     The legend has the whole labels; the lines of the controls are named by what stands before the colon.
     """
     groups = [Group(labels[0], [read_metrics(run) for run in run_dirs])]
     if control_dirs:
         groups.append(Group(labels[1], [read_metrics(run) for run in control_dirs], GREY))
-    return save({"train_score.png": train_figure(groups), "eval_score.png": eval_figure(groups)}, out_dir)
+    figures = {"train_score.png": train_figure(groups), "eval_score.png": eval_figure(groups)}
+    return save(figures | {"games.png": games_figure(groups)}, out_dir)
 
 
 class Parser(argparse.ArgumentParser):

@@ -17,15 +17,16 @@ from pathlib import Path
 from typing import NoReturn
 
 from distillation import config as distill_config
-from tracking import health, pages, plotter, report_curves, report_samples
+from games import config as games_config
+from tracking import health, pages, plotter, report_curves, report_games, report_samples
 from tracking.run_config import PRESETS, GRPOConfig
 
 
 def make_report(folder: str | Path) -> Path:
     """Writes report.html into a run's folder and returns its path. Raises ValueError, one line, if no run is there.
 
-    folder: of a run of main.py, or of one student that distill.py trains. The old page is replaced in one step, so a
-    reader never sees an incomplete one.
+    folder: of a run of main.py or self_play.py, or of one student that distill.py trains. The old page is replaced in
+    one step, so a reader never sees an incomplete one.
     """
     folder = Path(folder)
     args, rows = read_run(folder)
@@ -40,6 +41,7 @@ def make_report(folder: str | Path) -> Path:
         "sections": report_curves.chart_sections(rows, config),
         "sample_steps": list(selected),
         "samples_note": report_samples.samples_note(groups, selected),
+        "games": report_games.read_games(samples),
         "evaluations": report_samples.pair_evaluations(evaluations),
         "config": compare_config(config),
         "made_with": {k: v for k, v in {**args, **args.get("versions", {})}.items() if k not in ("config", "versions")},
@@ -88,6 +90,7 @@ def headline(rows: list[dict], args: dict) -> dict:
     facts = {
         "preset": config.get("preset"),
         "model": config.get("model_name"),
+        "game": config.get("game"),
         "dataset": config.get("dataset_path") or config.get("dataset_name"),
         "steps": f"{done}",
         "device": args.get("device"),
@@ -102,7 +105,10 @@ def headline(rows: list[dict], args: dict) -> dict:
             facts["control"] = config["control"]
     results, measures = health.evaluations(rows), []
     ends = results[:1] + results[1:][-1:]
+    facts = {name: value for name, value in facts.items() if value is not None or name not in ("game", "dataset")}
     names = {"accuracy": "sampled", "accuracy_greedy": "greedy", "accuracy_soft": "soft", "format_rate": "format"}
+    names |= {"win_random": "wins against random moves", "win_start": "wins against the start"}
+    names |= {"held_perfect": "holds against perfect play", "judge_random": "judge, random reveals"}
     for key, name in names.items():
         cells = [value_and_interval(f"eval/{key}", row, config) for row in ends]
         if any(cells):
@@ -118,15 +124,22 @@ def value_and_interval(key: str, row: dict, config: dict) -> list[float] | None:
 
 
 def is_distillation(config: dict) -> bool:
-    """Whether these are settings of distill.py; otherwise they are of main.py."""
+    """Whether these are settings of distill.py."""
     return "on_policy_fraction" in config
+
+
+def settings_of(config: dict) -> tuple[type, dict]:
+    """(the dataclass, the presets) of the script whose settings these are."""
+    if is_distillation(config):
+        return distill_config.DistillConfig, distill_config.PRESETS
+    if "game" in config:
+        return games_config.SelfPlayConfig, games_config.PRESETS
+    return GRPOConfig, PRESETS
 
 
 def compare_config(config: dict) -> list[dict]:
     """Every setting with its value, its default and where the value comes from; settings that differ come first."""
-    config_class, presets = GRPOConfig, PRESETS
-    if is_distillation(config):
-        config_class, presets = distill_config.DistillConfig, distill_config.PRESETS
+    config_class, presets = settings_of(config)
     fields = {field.name: field for field in dataclasses.fields(config_class)}
     preset = presets.get(config.get("preset"), {})
     rows = []

@@ -83,6 +83,32 @@ SECTIONS = {
         Panel("Updates", "per step", ("updates", "skipped_updates")),
         Panel("Micro-batch", "tokens", ("tokens_per_micro_batch",)),
     ],
+    "Games": [
+        Panel("Reward of each seat", "points", ("reward/seat_0", "reward/seat_1")),
+        Panel("Against others", "share of games", ("win_rate", "eval/win_random", "eval/win_start"), True),
+        Panel("Against perfect play", "share of games", ("eval/held_perfect",), True),
+        Panel("Draws", "share of games", ("eval/draw_random", "eval/draw_start"), True),
+        Panel("Illegal moves", "share of answers", ("illegal_rate", "eval/illegal"), True),
+        Panel("Length of a game", "answers", ("plies",)),
+        Panel(
+            "The judge, beside eval/accuracy",
+            "share of right verdicts",
+            ("eval/judge_random", "eval/judge_one_sided", "eval/judge_ceiling"),
+            True,
+        ),
+        Panel(
+            "The judge, by the claim",
+            "share of right verdicts",
+            ("eval/judge_claim_right", "eval/judge_claim_wrong"),
+            True,
+        ),
+        Panel(
+            "The judge, by who speaks first",
+            "share of right verdicts",
+            ("eval/judge_right_side_first", "eval/judge_right_side_second"),
+            True,
+        ),
+    ],
     "Distillation": [
         Panel("Loss", "nats a token", ("loss",)),
         Panel("Steps on the student's own answers", "0 or 1", ("on_policy",)),
@@ -113,6 +139,8 @@ def read_explanations(file: Path = METRICS_FILE) -> dict[str, dict[str, str]]:
 
 def interval(key: str, value: float, row: dict, config: dict) -> tuple[float, float] | None:
     """The 95 % interval of a metric's value in that row; None if it is not a rate, or n is unknown."""
+    if {f"{key}_low", f"{key}_high"} <= row.keys():
+        return row[f"{key}_low"], row[f"{key}_high"]
     n = row.get("eval/n") if key.startswith("eval/") else config.get("problems_per_step")
     if key not in RATES or not isinstance(n, int) or not 0 <= value <= 1:
         return None

@@ -71,6 +71,8 @@ def index_samples(file: Path, group_size: int | None) -> tuple[dict[int, list[An
     groups, evaluations, previous = {}, {}, None
     for offset, size, row in read_rows(file) if file.exists() else ():
         step = row["step"]
+        if "game" in row:  # report_games.py shows it
+            continue
         if row.get("split") != "train":
             evaluations.setdefault(step, []).append(row)
             for between in sorted(evaluations)[1:-1]:

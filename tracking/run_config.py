@@ -10,7 +10,6 @@ Left out on purpose: inheritance between presets or between configuration files.
 args.json, which --config reads.
 """
 
-import argparse
 import ctypes
 import dataclasses
 import datetime
@@ -21,13 +20,14 @@ import math
 import os
 import typing
 from dataclasses import dataclass, field
-from types import NoneType, UnionType
+from types import UnionType
 
 import evaluator
 import rldatasets
 from engine import device
 from engine.sampling_params import SAMPLINGS, STARTS, WEIGHTINGS, SoftThinking
 from rewards.judge import check_judge
+from tracking.argument_parser import ArgumentParser, parse_flags
 
 # The choices of grpo.py, which imports torch; a test compares them.
 LOSS_TYPES = ("grpo", "dapo", "dr_grpo", "gspo", "cispo")
@@ -55,10 +55,13 @@ def check_values(config, may_be_zero: tuple[str, ...]) -> None:
             low = "0 or more" if f.name in may_be_zero else "above 0"
             raise ValueError(f"--{f.name} {value}: must be a finite number, {low}")
     check_date(config.prompt_date)
-    if config.dataset_path is None and config.dataset_name not in rldatasets.DATASETS:
-        raise ValueError(f"--dataset_name {config.dataset_name!r}: choose from {', '.join(rldatasets.DATASETS)}")
     if config.report_to != "none" and not any(map(importlib.util.find_spec, TRACKERS[config.report_to])):
         raise ValueError(f"--report_to {config.report_to}: the package is not here (pip install {config.report_to})")
+
+
+def check_dataset_name(config) -> None:
+    if config.dataset_path is None and config.dataset_name not in rldatasets.DATASETS:
+        raise ValueError(f"--dataset_name {config.dataset_name!r}: choose from {', '.join(rldatasets.DATASETS)}")
 
 
 def check_date(date: str | None) -> None:
@@ -219,6 +222,7 @@ class GRPOConfig(*reversed(SECTIONS)):
 
     def __post_init__(self):
         check_values(self, MAY_BE_ZERO)
+        check_dataset_name(self)
         for name in ("final_lr_fraction", "reference_mix", "top_entropy"):
             if getattr(self, name) > 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: must be at most 1")
@@ -359,10 +363,19 @@ def parse_config(arguments: list[str]) -> GRPOConfig:
     return parse(arguments, GRPOConfig, SECTIONS, PRESETS, "qwen2.5-1.5b", "main.py", "Train a language model by GRPO.")
 
 
-def parse(arguments: list[str], config_class, sections, presets: dict, gpu_preset: str, prog: str, description: str):
+def parse(
+    arguments: list[str],
+    config_class,
+    sections,
+    presets: dict,
+    gpu_preset: str,
+    prog: str,
+    description: str,
+    cpu_preset: str = "tiny",
+):
     """A config_class from the command line: defaults, overridden by the preset, by --config's file, by the flags.
 
-    gpu_preset: taken when no preset is asked for and a CUDA device is present; else it is "tiny". The choice is
+    gpu_preset: taken when no preset is asked for and a CUDA device is present; else it is cpu_preset. The choice is
     printed, with its reason. --device is no setting of the run, which may be resumed on another one: it is applied to
     this process (engine/device.py).
     """
@@ -382,9 +395,11 @@ def parse(arguments: list[str], config_class, sections, presets: dict, gpu_prese
     from_file = read_config(asked.config, sections, presets) if asked.config else {}
     preset = asked.preset or from_file.get("preset")
     if preset is None and asked.device in ("mps", "cpu"):
-        preset, why = "tiny", f"--device {asked.device}"
+        preset, why = cpu_preset, f"--device {asked.device}"
     elif preset is None:
-        preset, why = (gpu_preset, "a CUDA device is here") if has_cuda_device() else ("tiny", "no CUDA device here")
+        preset, why = (
+            (gpu_preset, "a CUDA device is here") if has_cuda_device() else (cpu_preset, "no CUDA device here")
+        )
     parser.set_defaults(**presets[preset] | from_file | {"preset": preset})
     values = parse_flags(parser, arguments)
     del values["device"], values["config"]
@@ -438,34 +453,6 @@ def _has_type(value, kind) -> bool:
     return type(value) is kind or kind is float and type(value) is int
 
 
-def parse_flags(parser: "ArgumentParser", arguments: list[str]) -> dict:
-    """{name: value} of every flag. An unknown one raises ValueError, with the flags that are spelled alike."""
-    values, unknown = parser.parse_known_args(arguments)
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], parser._option_string_actions, n=2)
-        raise ValueError(f"unknown argument {unknown[0]!r}: " + (f"{' or '.join(close)}?" if close else "see --help"))
-    return {name: _expand_home(name, value) for name, value in vars(values).items()}
-
-
-PATHS = (
-    "model_name",
-    "judge_model",
-    "dataset_path",
-    "output_dir",
-    "resume_from_checkpoint",
-    "teacher_name",
-    "data_dir",
-    "from_trace",
-)
-
-
-def _expand_home(name: str, value):
-    """A path with the home folder in place of ~, which a shell leaves as it is in --output_dir=~/runs."""
-    if name == "compare" and value:
-        return [os.path.expanduser(path) for path in value]
-    return os.path.expanduser(value) if name in PATHS and isinstance(value, str) else value
-
-
 def has_cuda_device() -> bool:
     """Whether the CUDA driver finds a device. Asked without torch, whose import takes seconds."""
     try:
@@ -474,39 +461,3 @@ def has_cuda_device() -> bool:
         return False
     count = ctypes.c_int()
     return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """Flags from the fields of dataclasses: --name and --na-me, a group for each section.
-
-    Follows transformers.HfArgumentParser for the types that settings have (str, int, float, bool, a list of them, and
-    any of these or None): a bool flag may stand alone or have a value. Errors are ValueErrors, in place of a page of
-    usage.
-    """
-
-    def __init__(self, sections, **options):
-        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **options)
-        for section in sections:
-            group = self.add_argument_group(section._argument_group_name)
-            types = typing.get_type_hints(section)
-            for f in dataclasses.fields(section):
-                kind = types[f.name]
-                if isinstance(kind, UnionType):
-                    (kind,) = (t for t in typing.get_args(kind) if t is not NoneType)
-                options = dict(default=f.default, type=parse_bool if kind is bool else kind, **f.metadata)
-                if kind is bool and f.default is not None:
-                    options |= dict(nargs="?", const=True)
-                if typing.get_origin(kind) is list:
-                    options |= dict(nargs="+", type=typing.get_args(kind)[0])
-                group.add_argument(*dict.fromkeys((f"--{f.name}", f"--{f.name.replace('_', '-')}")), **options)
-
-    def error(self, message):
-        raise ValueError(message)
-
-
-def parse_bool(text: str) -> bool:
-    values = {"true": True, "yes": True, "t": True, "y": True, "1": True}
-    values |= {"false": False, "no": False, "f": False, "n": False, "0": False}
-    if text.lower() not in values:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(values)}")
-    return values[text.lower()]

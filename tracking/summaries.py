@@ -11,15 +11,25 @@ import rldatasets
 from engine import distributed
 from tracking import checkpoints, plotter, run_folder
 
+SHOWN = {  # of an evaluation, after its accuracy
+    "accuracy_greedy": "greedy {:.1%}",
+    "format_rate": "format {:.1%}",
+    "length": "{:.1f} tokens",
+    "win_random": "wins {:.1%} against random moves",
+    "win_start": "{:.1%} against the start",
+    "held_perfect": "holds {:.1%} against perfect play",
+    "judge_random": "judge with random reveals {:.1%}",
+    "illegal": "illegal {:.1%}",
+}
+
 
 def describe_evaluation(when: str, metrics: dict) -> str:
     """One line about an evaluation."""
     r = {name.removeprefix("eval/"): value for name, value in metrics.items()}
-    return (
-        f"{when}: accuracy {r['accuracy']:.1%} [{r['accuracy_low']:.1%}, {r['accuracy_high']:.1%}], "
-        f"greedy {r['accuracy_greedy']:.1%}, format {r['format_rate']:.1%}, "
-        f"{r['length']:.1f} tokens (test, n = {r['n']})"
-    )
+    line = f"{when}: accuracy {r['accuracy']:.1%} [{r['accuracy_low']:.1%}, {r['accuracy_high']:.1%}]"
+    for name, shown in SHOWN.items():
+        line += f", {shown.format(r[name])}" if name in r else ""
+    return f"{line} (test, n = {r['n']})"
 
 
 def print_run_summary(folder: Path, seconds: float) -> None:

@@ -11,7 +11,7 @@ function short(x) {  // four digits; "–" for a number that is missing
   const size = Math.abs(x);
   return size !== 0 && (size < 1e-3 || size >= 1e6) ? x.toExponential(1) : String(Number(x.toPrecision(4)));
 }
-const ending = ({ finish, length }) => `${finish === "length" ? "cut off" : "stopped"} after ${length} tokens`;
+const ending = ({ finish, length }) => length === undefined ? "" : `${finish === "length" ? "cut off" : "stopped"} after ${length} tokens`;
 const signed = (x) => (x > 0 ? "+" : "") + short(x);
 
 // ---- the head
@@ -275,6 +275,40 @@ if (data.sample_steps.length) {
   get("shade").addEventListener("change", shadeTokens);
   showStep();
 } else get("viewer").hidden = true;
+
+// ---- games: the boards of one game, side by side
+
+function showGameStep() {
+  const before = get("game").selectedIndex;
+  const { games } = data.games[get("game-step").selectedIndex];
+  get("game").replaceChildren(...games.map(({ title }) => make("option", "", title)));
+  get("game").selectedIndex = Math.min(Math.max(before, 0), games.length - 1);
+  showGame();
+}
+
+function showGame() {
+  const { start, plies } = data.games[get("game-step").selectedIndex].games[get("game").selectedIndex];
+  const largest = Math.max(...plies.map((ply) => Math.abs(ply.advantage ?? 0)), 1e-9);
+  const first = make("div", "card", make("div", "scores", make("b", "", "start")), make("pre", "", start));
+  get("boards").replaceChildren(first, ...plies.map((ply, i) => {
+    const advantage = make("span", "advantage", "advantage " + signed(ply.advantage));
+    const head = make("div", "scores", make("b", "", `${i + 1}. seat ${ply.seat}: ${ply.move || "(empty)"}`),
+      make("span", "soft", ply.player), ...(ply.player === "policy" ? [advantage] : []));
+    const card = make("div", "card answer", head, make("pre", "", ply.after));
+    setColor(card, ply.player === "policy" ? ((ply.advantage ?? 0) / largest) * 2.5 : 0);
+    return card;
+  }));
+}
+
+get("game-section").hidden = !data.games.length;
+document.querySelector('nav a[href="#games"]').hidden = !data.games.length;
+if (data.games.length) {
+  get("game-step").replaceChildren(...data.games.map(({ step }) => make("option", "", step)));
+  get("game-step").addEventListener("change", showGameStep);
+  get("game").addEventListener("change", showGame);
+  get("game-step").selectedIndex = data.games.length - 1;
+  showGameStep();
+}
 
 // ---- test problems before and after training
 

@@ -1,0 +1,53 @@
+"""Tic-tac-toe, 3 x 3. Perfect play by both sides is a draw.
+
+The prompt shows the seat's own squares as X, the other's as O, and free squares as their numbers. So both seats read
+the same kind of text, and every legal move is a digit of the prompt.
+"""
+
+from games.game import Game
+
+EMPTY = "." * 9
+LINES = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6))
+
+
+def has_line(state: str, seat: str) -> bool:
+    return any(all(state[i] == seat for i in line) for line in LINES)
+
+
+class TicTacToe(Game):
+    """A state is a text of nine characters: "0" and "1" where the seats have played, "." where nobody has."""
+
+    name = "tictactoe"
+    max_plies = 9
+    rules = (
+        "Tic-tac-toe. The board is shown row by row: X is yours, O is your opponent's, a digit is a free square. Three "
+        "in a row, column or diagonal win. Answer with the digit of the square that you take, and nothing else."
+    )
+
+    def start(self, seed):
+        return EMPTY
+
+    def seat(self, state):
+        return int(state.count("0") > state.count("1"))
+
+    def prompt(self, state, seat):
+        marks = {str(seat): "X", str(1 - seat): "O"}
+        squares = [marks.get(mark, str(i + 1)) for i, mark in enumerate(state)]
+        return "/".join("".join(squares[row : row + 3]) for row in (0, 3, 6))
+
+    def legal(self, state):
+        if has_line(state, "0") or has_line(state, "1"):
+            return []
+        return [str(i + 1) for i, mark in enumerate(state) if mark == "."]
+
+    def play(self, state, move):
+        square = int(move) - 1
+        return state[:square] + str(self.seat(state)) + state[square + 1 :]
+
+    def score(self, state):
+        lead = float(has_line(state, "0") - has_line(state, "1"))
+        return lead, 0.0 - lead
+
+    def board(self, state):
+        marks = state.replace("0", "X").replace("1", "O")  # seat 0 begins and has X
+        return "\n".join(" ".join(marks[row : row + 3]) for row in (0, 3, 6))
