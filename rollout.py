@@ -31,6 +31,7 @@ from engine.attention import forward_hidden, has_flash, head_dim
 from engine.cuda_graphs import StepGraphs
 from engine.head import head_logits
 from engine.kv_cache import DenseKVCache, FlatKVCache
+from engine.sampling import draw, gumbel_draw, gumbel_logprobs
 from engine.sampling_params import SamplingParams
 from soft_thinking import SoftThinking, SoftThinkingController, TagMatcher, heaviest_draw, mixture_weights
 
@@ -44,13 +45,17 @@ class Rollout:
     draws: torch.Tensor  # (B, T, K) long: ids drawn at each position; column 0 is the token on a hard position
     weights: torch.Tensor  # (B, T, K) float: their weights, summing to 1; a hard position has 1, 0, 0...
     draw_mask: torch.Tensor  # (B, T, K) bool: which draws are real actions (not padding, nor after the end)
-    logprobs: torch.Tensor  # (B, T, K) float32: log-prob of each draw when it was sampled, at that temperature
+    logprobs: torch.Tensor  # (B, T, K) float32: log-prob of each draw when it was sampled, at that temperature; with
+    # Gumbel noise, the log of its factor of the density (engine/sampling.py)
     trace_ids: torch.Tensor  # (B, T) long: the readable token, the heaviest draw
     completion_mask: torch.Tensor  # (B, T) bool: True up to and including the stop token
     is_soft: torch.Tensor  # (B, T) bool: the position is a mixture of several tokens
     entropy: torch.Tensor  # (B, T) float32: of the sampling distribution, nats
     finish: list[str]  # "stop" | "length", a row each
     texts: list[str]  # the decoded trace, without special tokens
+    # (B, T, K) float32, with Gumbel noise alone: how far below the position's first and largest each perturbed log-prob
+    # is; 0 on a hard position
+    gaps: torch.Tensor | None = None
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -124,7 +129,8 @@ class Decoder:
         B, K, V, device = max_rows, self.soft.k, model.config.vocab_size, model.device
         self.max_rows, self.max_tokens = max_rows, max_tokens
         self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=device)
-        self.uniform = torch.zeros(B, T, K, device=device)
+        self.gumbel = self.soft.sampling == "gumbel" and self.temperature > 0
+        self.uniform = torch.zeros(B, T, 2 * K - 1 if self.gumbel else K, device=device)
         self.prompt_length = torch.ones(B, dtype=torch.long, device=device)
         self.soft_controller = SoftThinkingController(self.soft, tokenizer, V, self.stop_ids, B, T)
         self.matcher = TagMatcher(tokenizer, V, stop_tag, device) if stop_tag else None
@@ -140,6 +146,8 @@ class Decoder:
             "entropy": torch.zeros(B, T, device=device),
             "ended": torch.zeros(B, T, dtype=torch.bool, device=device),
         }
+        if self.gumbel:
+            self.buffers["gaps"] = torch.zeros(B, T, K, device=device)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -192,8 +200,11 @@ class Decoder:
         probs = torch.exp(logprobs, out=logits)  # in place: with a large vocabulary, memory traffic is the cost
         entropy = -torch.linalg.vecdot(probs, logprobs)  # (n,)
         is_soft, forced = self.soft_controller.decide(rows, probs, entropy, t)
-        draws = draw(probs, self.uniform[rows, t], self.temperature == 0, self.soft.sampling == "topk")  # (n, K)
-        step = apply_forced_tokens(draws, logprobs, is_soft, forced, self.soft) | {
+        if self.gumbel:
+            drawn = gumbel_draw(probs, self.uniform[rows, t])  # draws (n, K), gaps (n, K), log of the rest (n,)
+        else:
+            drawn = (draw(probs, self.uniform[rows, t], self.temperature == 0, self.soft.sampling == "topk"),)
+        step = apply_forced_tokens(*drawn, logprobs=logprobs, is_soft=is_soft, forced=forced, soft=self.soft) | {
             "is_soft": is_soft,
             "entropy": entropy,
         }
@@ -211,41 +222,32 @@ class Decoder:
         return rows if live.all() else self.cache.compact(rows, live)
 
 
-def draw(probs: torch.Tensor, uniform: torch.Tensor, greedy: bool = False, topk: bool = False) -> torch.Tensor:
-    """K independent draws a row. probs: (n, V) float32, uniform: (n, K) in [0, 1) -> (n, K) long.
-
-    By the inverse of the cumulative distribution: the first token at which it exceeds the uniform number. A token of
-    probability 0 adds nothing to it and is never first. greedy: K times the likeliest; topk: the K likeliest.
-    """
-    n, K = uniform.shape
-    if topk:
-        return probs.topk(K, dim=-1).indices
-    if greedy:
-        return probs.argmax(dim=-1, keepdim=True).expand(n, K)
-    cumulative = probs.cumsum(dim=-1)
-    threshold = uniform * cumulative[:, -1:]  # the last entry is 1 up to rounding
-    return torch.searchsorted(cumulative, threshold, right=True).clamp(max=probs.shape[-1] - 1)
-
-
-def apply_forced_tokens(draws, logprobs, is_soft, forced, soft: SoftThinking) -> dict[str, torch.Tensor]:
+def apply_forced_tokens(
+    draws, gaps=None, log_rest=None, *, logprobs, is_soft, forced, soft: SoftThinking
+) -> dict[str, torch.Tensor]:
     """The draws as they are fed: soft rows keep all of them, hard rows the first, forced rows get the forced token.
 
-    draws: (n, K); logprobs: (n, V); is_soft, forced: (n,), -1 where free -> draws, weights, draw_mask, logprobs (n, K)
-    and trace_ids (n,), the readable token. A forced token is fed and scored, but it is not an action.
+    draws: (n, K); gaps (n, K), log_rest (n,): of Gumbel noise; logprobs: (n, V); is_soft, forced: (n,), -1 where free
+    -> the Rollout's draws, weights, draw_mask, logprobs (and gaps) (n, K), and trace_ids (n,), the readable token. A
+    forced token is fed and scored, but it is not an action.
     """
     first = torch.where(forced >= 0, forced, draws[:, 0])
     fed = torch.ones_like(draws, dtype=torch.bool)
     fed[:, 1:] = is_soft[:, None]
     draws = torch.cat([first[:, None], draws[:, 1:]], dim=1) * fed
     draw_logprobs = logprobs.gather(1, draws) * fed
-    weights = mixture_weights(draw_logprobs, is_soft, soft)
-    return {
+    gaps = None if gaps is None else gaps * fed
+    weights = mixture_weights(draw_logprobs if gaps is None else -gaps, is_soft, soft)
+    step = {
         "draws": draws,
         "weights": weights,
         "draw_mask": fed & (forced < 0)[:, None],
         "logprobs": draw_logprobs,
         "trace_ids": heaviest_draw(draws, weights, draw_logprobs),
     }
+    if gaps is not None:
+        step |= {"gaps": gaps, "logprobs": gumbel_logprobs(draw_logprobs, log_rest, gaps) * fed}
+    return step
 
 
 def _check_arguments(model, prompt_ids, group_size, max_new_tokens, temperature):
