@@ -56,6 +56,8 @@ def assert_equal(mine, plain):
         assert torch.equal(getattr(mine, name), getattr(plain, name)), name
     for name in ("logprobs", "entropy", "weights"):
         assert torch.allclose(getattr(mine, name), getattr(plain, name), atol=2e-4), name
+    assert (mine.gaps is None) == (plain.gaps is None)
+    assert mine.gaps is None or torch.allclose(mine.gaps, plain.gaps, atol=2e-4)
     assert mine.finish == plain.finish and mine.texts == plain.texts
 
 
