@@ -30,6 +30,7 @@ from engine.attention import Packed, forward_hidden
 from engine.device import default_device
 from engine.head import draw_logprobs
 from engine.probe import max_positions as max_positions  # which every script asks for beside the configuration
+from engine.sampling import gumbel_logprobs
 
 logging.disable_progress_bar()  # of loading weights: a line per model says nothing here
 
@@ -301,7 +302,8 @@ def embed_mixture(model: PreTrainedModel, draws: torch.Tensor, weights: torch.Te
 
 
 def completion_logprobs(model: PreTrainedModel, rollout, temperature: float = 1.0, rows=None) -> torch.Tensor:
-    """Log-probs of a rollout's draws under `model`, differentiable: (B, T, K) float32, 0 where no draw was fed.
+    """Log-probs of a rollout's draws under `model`, differentiable: (B, T, K) float32, 0 where no draw was fed. Draws
+    with Gumbel noise have log-densities, which take in how the mixture was weighted (engine/sampling.py).
 
     rollout: rollout.Rollout. temperature: the one it was sampled at. rows: which rows, in which order (default all);
     B is then their number.
@@ -310,8 +312,13 @@ def completion_logprobs(model: PreTrainedModel, rollout, temperature: float = 1.
     rows = rows.to(rollout.draws.device)
     hidden, row, position = completion_hidden(model, rollout, rows)  # (N, H), (N,), (N,)
     draws, weights, draw_mask = (x[rows][row, position] for x in (rollout.draws, rollout.weights, rollout.draw_mask))
-    logprobs = draw_logprobs(model, hidden, draws, temperature) * ((weights > 0) | draw_mask)  # (N, K)
     B, (_, T, K) = len(rows), rollout.draws.shape
+    if rollout.gaps is None:
+        logprobs = draw_logprobs(model, hidden, draws, temperature)  # (N, K)
+    else:
+        logprobs = draw_logprobs(model, hidden, draws, temperature, with_rest=True)  # (N, K + 1)
+        logprobs = gumbel_logprobs(logprobs[:, :K], logprobs[:, K], rollout.gaps[rows][row, position])
+    logprobs = logprobs * ((weights > 0) | draw_mask)
     return torch.zeros(B, T, K, device=hidden.device).index_put((row, position), logprobs)
 
 

@@ -34,6 +34,7 @@ from engine.cuda_graphs import StepGraphs
 from engine.head import head_logits
 from engine.kv_cache import DenseKVCache, FlatKVCache
 from engine.out_of_memory import retry_smaller
+from engine.sampling import draw, gumbel_draw, gumbel_logprobs, precise_dtype
 from engine.sampling_params import SamplingParams
 from soft_thinking import SoftThinking, SoftThinkingController, TagMatcher, heaviest_draw, mixture_weights
 
@@ -47,13 +48,17 @@ class Rollout:
     draws: torch.Tensor  # (B, T, K) long: ids drawn at each position; column 0 is the token on a hard position
     weights: torch.Tensor  # (B, T, K) float: their weights, summing to 1; a hard position has 1, 0, 0...
     draw_mask: torch.Tensor  # (B, T, K) bool: which draws are real actions (not padding, nor after the end)
-    logprobs: torch.Tensor  # (B, T, K) float32: log-prob of each draw when it was sampled, at that temperature
+    logprobs: torch.Tensor  # (B, T, K) float32: log-prob of each draw when it was sampled, at that temperature; with
+    # Gumbel noise, the log of its factor of the density (engine/sampling.py)
     trace_ids: torch.Tensor  # (B, T) long: the readable token, the heaviest draw
     completion_mask: torch.Tensor  # (B, T) bool: True up to and including the stop token
     is_soft: torch.Tensor  # (B, T) bool: the position is a mixture of several tokens
     entropy: torch.Tensor  # (B, T) float32: of the sampling distribution, nats
     finish: list[str]  # "stop" | "length", a row each
     texts: list[str]  # the decoded trace, without special tokens
+    # (B, T, K) float32, with Gumbel noise alone: how far below the position's first and largest each perturbed log-prob
+    # is; 0 on a hard position
+    gaps: torch.Tensor | None = None
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -177,7 +182,9 @@ class Decoder:
         B, K, V, device = max_rows, self.soft.k, model.config.vocab_size, model.device
         self.max_rows, self.max_tokens = max_rows, max_tokens
         self.stop_ids = torch.tensor(stop_ids, dtype=torch.long, device=device)
-        self.uniform = torch.zeros(B, T, K, dtype=precise_dtype(device), device=device)
+        self.gumbel = self.soft.sampling == "gumbel" and self.temperature > 0
+        numbers = 2 * K - 1 if self.gumbel else K  # uniform ones, a position
+        self.uniform = torch.zeros(B, T, numbers, dtype=precise_dtype(device), device=device)
         self.prompt_length = torch.ones(B, dtype=torch.long, device=device)
         self.soft_controller = SoftThinkingController(self.soft, tokenizer, V, self.stop_ids, B, T)
         self.matcher = TagMatcher(tokenizer, V, stop_tag, device) if stop_tag else None
@@ -193,6 +200,8 @@ class Decoder:
             "entropy": torch.zeros(B, T, device=device),
             "ended": torch.zeros(B, T, dtype=torch.bool, device=device),
         }
+        if self.gumbel:
+            self.buffers["gaps"] = torch.zeros(B, T, K, device=device)
 
     @property
     def model(self) -> PreTrainedModel:
@@ -245,8 +254,11 @@ class Decoder:
         probs = torch.exp(logprobs, out=logits)  # in place: with a large vocabulary, memory traffic is the cost
         entropy = -torch.linalg.vecdot(probs, logprobs)  # (n,)
         is_soft, forced = self.soft_controller.decide(rows, probs, entropy, t)
-        draws = draw(probs, self.uniform[rows, t], self.temperature == 0, self.soft.sampling == "topk")  # (n, K)
-        step = apply_forced_tokens(draws, logprobs, is_soft, forced, self.soft) | {
+        if self.gumbel:
+            drawn = gumbel_draw(probs, self.uniform[rows, t])  # draws (n, K), gaps (n, K), log of the rest (n,)
+        else:
+            drawn = (draw(probs, self.uniform[rows, t], self.temperature == 0, self.soft.sampling == "topk"),)
+        step = apply_forced_tokens(*drawn, logprobs=logprobs, is_soft=is_soft, forced=forced, soft=self.soft) | {
             "is_soft": is_soft,
             "entropy": entropy,
         }
@@ -264,74 +276,32 @@ class Decoder:
         return rows if live.all() else self.cache.compact(rows, live)
 
 
-SMALL_VOCABULARY = 4096  # up to here one cumulative sum over all tokens is the faster way
-BLOCK = 256  # tokens
-
-
-def precise_dtype(device: torch.device) -> torch.dtype:
-    """float64, which Apple's mps lacks. fp32 sums and 24-bit random numbers never draw many of the rare tokens of a
-    vocabulary of 151,936."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
-def draw(probs: torch.Tensor, uniform: torch.Tensor, greedy: bool = False, topk: bool = False) -> torch.Tensor:
-    """K independent draws a row. probs: (n, V) float32, uniform: (n, K) float64 in [0, 1) -> (n, K) long.
-
-    By the inverse of the cumulative distribution: the first token at which it exceeds the uniform number. In a large
-    vocabulary the same rule first picks a block of tokens, then a token of the block. greedy: K times the likeliest;
-    topk: the K likeliest.
-    """
-    n, K = uniform.shape
-    if topk:
-        return probs.topk(K, dim=-1).indices
-    if greedy:
-        return probs.argmax(dim=-1, keepdim=True).expand(n, K)
-    V, device = probs.shape[1], probs.device
-    if V <= SMALL_VOCABULARY:
-        return first_above(probs, uniform)[0]
-    whole = V // BLOCK * BLOCK  # tokens in full blocks; the last block has the rest
-    sums = [probs[:, :whole].unflatten(1, (-1, BLOCK)).sum(dim=-1), probs[:, whole:].sum(dim=-1, keepdim=True)]
-    block, uniform = first_above(torch.cat(sums, dim=1), uniform)  # (n, K) each
-    tokens = block[..., None] * BLOCK + torch.arange(BLOCK, device=device)  # (n, K, BLOCK)
-    inside = probs.gather(1, tokens.clamp(max=V - 1).flatten(1)).view_as(tokens) * (tokens < V)
-    within, _ = first_above(inside, uniform[..., None])
-    return (block * BLOCK + within.squeeze(-1)).clamp(max=V - 1)  # NaN may point past the last token
-
-
-def first_above(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the cumulative sum of the weights first exceeds uniform x their sum, and how far into that weight.
-
-    weights: (..., m), uniform: (..., K) in [0, 1) -> index (..., K) long, share (..., K) in [0, 1): the threshold's
-    place within the weight, itself uniform and independent of the index. A weight of 0 is never chosen.
-    """
-    cumulative = weights.cumsum(dim=-1, dtype=uniform.dtype)
-    total = cumulative[..., -1:]
-    threshold = torch.minimum(uniform * total, total * (1 - torch.finfo(uniform.dtype).eps))  # below it after rounding
-    index = torch.searchsorted(cumulative, threshold, right=True).clamp(max=weights.shape[-1] - 1)
-    weight = weights.gather(-1, index).to(uniform.dtype)
-    share = (threshold - (cumulative.gather(-1, index) - weight)) / weight
-    return index, share.clamp(0, 1)
-
-
-def apply_forced_tokens(draws, logprobs, is_soft, forced, soft: SoftThinking) -> dict[str, torch.Tensor]:
+def apply_forced_tokens(
+    draws, gaps=None, log_rest=None, *, logprobs, is_soft, forced, soft: SoftThinking
+) -> dict[str, torch.Tensor]:
     """The draws as they are fed: soft rows keep all of them, hard rows the first, forced rows get the forced token.
 
-    draws: (n, K); logprobs: (n, V); is_soft, forced: (n,), -1 where free -> draws, weights, draw_mask, logprobs (n, K)
-    and trace_ids (n,), the readable token. A forced token is fed and scored, but it is not an action.
+    draws: (n, K); gaps (n, K), log_rest (n,): of Gumbel noise; logprobs: (n, V); is_soft, forced: (n,), -1 where free
+    -> the Rollout's draws, weights, draw_mask, logprobs (and gaps) (n, K), and trace_ids (n,), the readable token. A
+    forced token is fed and scored, but it is not an action.
     """
     first = torch.where(forced >= 0, forced, draws[:, 0])
     fed = torch.ones_like(draws, dtype=torch.bool)
     fed[:, 1:] = is_soft[:, None]
     draws = torch.cat([first[:, None], draws[:, 1:]], dim=1) * fed
     draw_logprobs = logprobs.gather(1, draws) * fed
-    weights = mixture_weights(draw_logprobs, is_soft, soft)
-    return {
+    gaps = None if gaps is None else gaps * fed
+    weights = mixture_weights(draw_logprobs if gaps is None else -gaps, is_soft, soft)
+    step = {
         "draws": draws,
         "weights": weights,
         "draw_mask": fed & (forced < 0)[:, None],
         "logprobs": draw_logprobs,
         "trace_ids": heaviest_draw(draws, weights, draw_logprobs),
     }
+    if gaps is not None:
+        step |= {"gaps": gaps, "logprobs": gumbel_logprobs(draw_logprobs, log_rest, gaps) * fed}
+    return step
 
 
 def _check_arguments(model, prompt_ids, group_size, max_new_tokens, temperature):

@@ -10,10 +10,13 @@ the same. Independent draws have an exact likelihood, the product of theirs. Wit
 are constants, and the gradient of the draws' log-probs is the whole policy gradient. With "prob" weights a part of it
 runs through the weights and is lost (a test measures how much).
 
+The other exact kind of noise is "gumbel": the K tokens of largest log-prob after Gumbel noise, mixed by the softmax of
+these. The weights are then part of the action, and the likelihood is the density of both (engine/sampling.py).
+
 Text decides when a row is soft, never ids: `</reasoning>` is several tokens, and its ends merge with their neighbours
 (`.</`, `>\\n`). If the likeliest next token would begin or continue the tag, the step is hard.
 
-Left out on purpose: noise on the mixture, learned mixing, soft answers.
+Left out on purpose: noise on the mixed embedding, learned mixing, soft answers.
 
     python soft_thinking.py                                  # the embedded model, one answer in both modes, a summary
     python soft_thinking.py --model_name runs/tiny/checkpoints/latest --soft_thinking_k 3
@@ -30,9 +33,10 @@ from engine.sampling_params import SAMPLINGS, STARTS, WEIGHTINGS, SoftThinking
 
 
 def mixture_weights(draw_logprobs: torch.Tensor, is_soft: torch.Tensor, settings: SoftThinking) -> torch.Tensor:
-    """Weights of K draws, summing to 1; 1, 0, 0... in hard rows. draw_logprobs: (n, K), is_soft: (n,) -> (n, K)."""
+    """Weights of K draws, summing to 1; 1, 0, 0... in hard rows. draw_logprobs: (n, K), with Gumbel noise the perturbed
+    ones (up to a constant); is_soft: (n,) -> (n, K)."""
     n, K = draw_logprobs.shape
-    if settings.weighting == "count":
+    if settings.weighting == "count" and settings.sampling != "gumbel":
         soft = torch.full_like(draw_logprobs, 1 / K)
     else:  # a temperature of 0 leaves the most probable draw
         soft = torch.softmax(draw_logprobs / max(settings.temperature, 1e-6), dim=-1)

@@ -19,7 +19,6 @@ import sys
 import unittest
 from itertools import zip_longest
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from transformers import AutoTokenizer
@@ -28,10 +27,12 @@ import llms
 from grpo import LOSS_TYPES, policy_loss
 from rldatasets import build_prompt, load_problems
 from rollout import Rollout, generate
-from soft_thinking import CLOSED, SoftThinking, SoftThinkingController, format_trace, mixture_weights
+from soft_thinking import CLOSED, SoftThinking, SoftThinkingController, format_trace
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "tests"))
+import naive_gumbel
 import real_data
+import toy_gradient
 from random_models import PROMPTS, ROOT, random_model
 
 OPEN, CLOSE, ANSWER = "<reasoning>", "</reasoning>", "<answer>"
@@ -39,6 +40,7 @@ BUDGET, RESERVE = 32, 12  # tokens; short enough for some rows of the embedded m
 SETTINGS = (
     SoftThinking(k=2, answer_reserve=RESERVE),
     SoftThinking(k=3, weighting="prob", temperature=0.5, answer_reserve=RESERVE),
+    SoftThinking(k=3, sampling="gumbel", temperature=0.5, answer_reserve=RESERVE),
 )
 
 
@@ -99,7 +101,10 @@ def largest_gap(model, rollout, temperature=1.0) -> float:
     """Between the log-probs that the rollout recorded and uncached ones, over all fed draws."""
     gaps = []
     for row, n in enumerate(rollout.lengths.tolist()):
-        expected = uncached_logprobs(model, rollout, row, temperature).gather(1, rollout.draws[row, :n])
+        logprobs, draws = uncached_logprobs(model, rollout, row, temperature), rollout.draws[row, :n]
+        expected = logprobs.gather(1, draws)
+        if rollout.gaps is not None:
+            expected = naive_gumbel.slow_logprobs(logprobs, draws, rollout.gaps[row, :n])
         gaps.append((rollout.logprobs[row, :n] - expected)[fed(rollout)[row, :n]].abs().max().item())
     return max(gaps)
 
@@ -175,7 +180,7 @@ def check_cache(subject):
 def check_training_pass(subject):
     """The training pass gives the log-probs at which the draws were made"""
     gap = 0.0
-    for soft, temperature in zip(SETTINGS, (1.5, 0.7), strict=True):
+    for soft, temperature in zip(SETTINGS, (1.5, 0.7, 1.0), strict=True):
         rollout = subject.rollout(soft, temperature=temperature)
         logprobs = llms.completion_logprobs(subject.model, rollout, temperature)
         gap = max(gap, (logprobs - rollout.logprobs).abs().max().item())
@@ -291,65 +296,15 @@ def check_groups(subject):
 
 
 def check_gradient_on_a_toy(_subject):
-    """The gradient with count weights is the true one (toy, enumerated)"""
-    cosines = torch.tensor([toy_cosines(seed) for seed in range(40)])  # (toys, estimates)
-    assert cosines[:, 0].min() > 0.999, f"count weights: worst cosine {cosines[:, 0].min():.4f}"
-    lines = [f"{'cosine with the true gradient, 40 toys':<42} median   worst"]
-    for (name, *_), measured in zip(TOY_ESTIMATES, cosines.unbind(dim=1), strict=True):
-        lines.append(f"{name:<42} {measured.median():.4f} {measured.min():7.4f}")
+    """The gradient with count weights is the true one, and that with Gumbel noise (toy, enumerated)"""
+    cosines = torch.tensor([toy_gradient.cosines(seed) for seed in range(40)])  # (toys, estimates)
+    lines = [f"{'cosine with the true gradient, 40 toys':<44} median   worst"]
+    for name, measured in zip(toy_gradient.NAMES, cosines.unbind(dim=1), strict=True):
+        lines.append(f"{name:<44} {measured.median():.4f} {measured.min():7.4f}")
+    for name in toy_gradient.EXACT:
+        worst = cosines[:, toy_gradient.NAMES.index(name)].min()
+        assert worst > 0.999, f"{name}: worst cosine {worst:.4f}"
     return "\n".join(lines)
-
-
-TOY_ESTIMATES = (  # name, weighting, whether the log-probs are summed with the weights, which is a common shortcut
-    ("count weights, sum of log-probs", "count", False),
-    ("prob weights, sum of log-probs", "prob", False),
-    ("prob weights, weighted sum of log-probs", "prob", True),
-)
-
-
-def toy_cosines(seed: int) -> list[float]:
-    """Of TOY_ESTIMATES with the true gradient.
-
-    A random Qwen2 with a vocabulary of five thinks for one position, two draws, and answers with one token: 125 paths,
-    a random reward each. So the expected reward can be written down and differentiated, through the weights too. The
-    estimate is what training computes, with every path present as often as it happens.
-    """
-    V, K = 5, 2
-    model = random_model(seed=seed, vocab_size=V, num_hidden_layers=1, eos_token_id=None).double()
-    paths = torch.cartesian_prod(*[torch.arange(V)] * 3)  # (B, 3): two draws, one answer
-    B = len(paths)
-    draws = torch.cat([paths, torch.zeros(B, 1, dtype=torch.long)], dim=1).view(B, 2, K)
-    mask = torch.tensor([[True, True], [True, False]]).expand(B, 2, K)
-    rewards = torch.randn(B, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
-
-    def play(weighting, constant_weights):
-        """All paths' log-probs and weights, both (B, 2, K)."""
-        rollout = SimpleNamespace(prompt_ids=[torch.tensor([1, 2])] * B, draws=draws, weights=mask.float())
-        rollout.draw_mask, rollout.completion_mask = mask, mask.any(dim=-1)
-        drawn = llms.completion_logprobs(model, rollout)[:, 0]  # (B, K), before any mixture is read
-        mixed = mixture_weights(drawn, mask[:, 0, 0], SoftThinking(k=K, weighting=weighting))
-        rollout.weights = torch.stack([mixed.detach() if constant_weights else mixed, mask[:, 1].float()], dim=1)
-        return llms.completion_logprobs(model, rollout), rollout.weights
-
-    def gradient(value):
-        model.zero_grad()
-        value.backward()
-        return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
-
-    cosines = []
-    for _, weighting, shortcut in TOY_ESTIMATES:
-        logprobs, _ = play(weighting, constant_weights=False)
-        probability = (logprobs * mask).sum(dim=(1, 2)).double().exp()  # (B,) of each path
-        assert abs(probability.sum().item() - 1) < 1e-5, "the paths are not all there is"
-        expected_reward = (probability * rewards).sum()
-        true = gradient(expected_reward)
-
-        advantages = (probability * (rewards - expected_reward)).detach()
-        logprobs, weights = play(weighting, constant_weights=True)
-        actions, real = ((logprobs * weights).sum(dim=-1), mask.any(dim=-1)) if shortcut else (logprobs, mask)
-        loss, _ = policy_loss(actions, None, advantages, real, loss_type="dapo", num_tokens=1)
-        cosines.append(torch.cosine_similarity(gradient(-loss), true, dim=0).item())
-    return cosines
 
 
 def check_batch_mates(subject):

@@ -14,6 +14,8 @@ of positions, and its gradient is written by hand.
 import torch
 from transformers import PreTrainedModel
 
+from engine.sampling import MIN_MASS
+
 # A chunk has at most this many logits, in fp32 (256 MiB): 441 positions of Qwen2.5's vocabulary. All positions of a
 # step of 256 rows with 225 tokens would be 35 GB.
 MAX_LOGITS = 2**26
@@ -59,12 +61,15 @@ def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def draw_logprobs(
-    model: PreTrainedModel, hidden: torch.Tensor, draws: torch.Tensor, temperature: float
+    model: PreTrainedModel, hidden: torch.Tensor, draws: torch.Tensor, temperature: float, with_rest: bool = False
 ) -> torch.Tensor:
-    """log softmax(head_logits / temperature) at `draws`. hidden: (N, H), draws: (N, K) -> (N, K) float32."""
+    """log softmax(head_logits / temperature) at `draws`. hidden: (N, H), draws: (N, K) -> (N, K) float32.
+
+    with_rest: a last column more, (N, K + 1): the log of the mass that all other tokens have together.
+    """
     head = model.get_output_embeddings()
     bias = getattr(head, "bias", None)
-    return DrawLogprobs.apply(hidden, head.weight, draws, temperature, bias, *scale_and_cap(model.config))
+    return DrawLogprobs.apply(hidden, head.weight, draws, temperature, bias, *scale_and_cap(model.config), with_rest)
 
 
 class DrawLogprobs(torch.autograd.Function):
@@ -78,16 +83,18 @@ class DrawLogprobs(torch.autograd.Function):
         d log p[draw] / d logit[v] = ([v is the draw] - p[v]) / temperature
 
     overwrites the logits. Where they are capped, c tanh(x / c) has the slope 1 - tanh(x / c)^2, which takes as much
-    memory again.
+    memory again. With the rest (see draw_logprobs), whose mass is R,
+
+        d log R / d logit[v] = ([v is no draw] p[v] / R - p[v]) / temperature
     """
 
     @staticmethod
-    def forward(context, hidden, weight, draws, temperature, bias=None, scale=1.0, cap=None):
+    def forward(context, hidden, weight, draws, temperature, bias=None, scale=1.0, cap=None, with_rest=False):
         device = hidden.device.type
         size = max(1, max_logits(device) // len(weight))
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
         low_bias = None if bias is None else bias.to(dtype)
-        context.settings = dtype, temperature, scale, cap
+        context.settings = dtype, temperature, scale, cap, with_rest
         context.chunks = [slice(start, start + size) for start in range(0, len(hidden), size)]
         context.save_for_backward(hidden, weight, draws, bias)
         low_weight, logprobs = weight.to(dtype), []
@@ -96,6 +103,8 @@ class DrawLogprobs(torch.autograd.Function):
             at_draws, exps, total, slope = _exponentials(
                 hidden[rows].to(dtype), low_weight, draws[rows], temperature, low_bias, scale, cap
             )
+            if with_rest:
+                at_draws = torch.cat([at_draws, mass_outside(exps, draws[rows]).log()], dim=-1)
             logprobs.append(at_draws - total.log())
         context.kept = (exps, total, slope) if len(context.chunks) == 1 else None
         return torch.cat(logprobs)
@@ -103,7 +112,7 @@ class DrawLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(context, gradient):
         hidden, weight, draws, bias = context.saved_tensors
-        dtype, temperature, scale, cap = context.settings
+        dtype, temperature, scale, cap, with_rest = context.settings
         kept, context.kept = context.kept, None  # else it would live as long as the whole graph
         low_weight, grad_hidden, grad_weight = weight.to(dtype), torch.empty_like(hidden), None
         low_bias, grad_bias = (None, None) if bias is None else (bias.to(dtype), torch.zeros_like(bias))
@@ -113,7 +122,15 @@ class DrawLogprobs(torch.autograd.Function):
             exps, total, slope = (
                 kept or _exponentials(low_hidden, low_weight, draws[rows], temperature, low_bias, scale, cap)[1:]
             )
-            grad_logits = exps.mul_(-g.sum(dim=-1, keepdim=True) / total).scatter_add_(1, draws[rows], g)  # (n, V)
+            factor = -g.sum(dim=-1, keepdim=True) / total  # (n, 1)
+            if with_rest:
+                g, g_rest = g[:, :-1], g[:, -1:]
+                at_draws = exps.gather(1, draws[rows]) * factor
+                factor = factor + g_rest / mass_outside(exps, draws[rows])
+                exps.mul_(factor).scatter_(1, draws[rows], at_draws)
+            else:
+                exps.mul_(factor)
+            grad_logits = exps.scatter_add_(1, draws[rows], g)  # (n, V)
             if slope is not None:
                 grad_logits.mul_(slope)
             if scale != 1:
@@ -129,7 +146,16 @@ class DrawLogprobs(torch.autograd.Function):
             else:  # without a name: the product would live until the next one is made
                 grad_weight.add_(product_in_fp32(grad_logits.T, low_hidden))
         grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
-        return grad_hidden, grad_weight, None, None, grad_bias, None, None
+        return grad_hidden, grad_weight, None, None, grad_bias, None, None, None
+
+
+def mass_outside(exps: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """The sum of a row's exponentials (n, V) without those of its draws (n, K) -> (n, 1), at least MIN_MASS. A sum of
+    what is left, because 1 - p has no digits where p is nearly 1."""
+    at_draws = exps.gather(1, draws)
+    rest = exps.scatter_(1, draws, 0.0).sum(dim=-1, keepdim=True)
+    exps.scatter_(1, draws, at_draws)
+    return rest.clamp(min=MIN_MASS)
 
 
 def _exponentials(hidden, weight, draws, temperature, bias, scale, cap):

@@ -124,6 +124,7 @@ def _measure(model, embed_mixture, completion_logprobs):
         weights=torch.eye(3, device=device)[0].expand(draws.shape),
         draw_mask=torch.ones_like(draws, dtype=torch.bool),
         completion_mask=torch.ones_like(completions, dtype=torch.bool),
+        gaps=None,
     )
     paths = {"sampling": sampled.gather(-1, draws), "the training pass": completion_logprobs(model, rollout)}
     return own.gather(-1, draws), paths

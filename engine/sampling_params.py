@@ -7,7 +7,7 @@ thinking do is in soft_thinking.py.
 from dataclasses import dataclass
 from typing import NamedTuple
 
-SAMPLINGS = ("sample", "topk")
+SAMPLINGS = ("sample", "gumbel", "topk")
 WEIGHTINGS = ("count", "prob")
 STARTS = ("tag", "immediately")
 
@@ -17,8 +17,10 @@ class SoftThinking:
     """Settings of soft thinking. The defaults are right for training. Raises ValueError, one line, on bad values."""
 
     k: int = 2  # draws per position; 1 is normal sampling
-    temperature: float = 1.0  # of the "prob" weights alone; sampling has its own temperature
-    sampling: str = "sample"  # K independent draws | "topk": the K likeliest, deterministic, for inference only
+    temperature: float = 1.0  # of "prob" and Gumbel weights alone; sampling has its own temperature
+    # K independent draws | "gumbel": the K largest log-probs after Gumbel noise, mixed by softmax(these / temperature)
+    # | "topk": the K likeliest, deterministic, for inference only
+    sampling: str = "sample"
     weighting: str = "count"  # 1/K each, duplicates add up | "prob": softmax(log-probs of the draws / temperature)
     start: str = "tag"  # soft once the opening tag is written (or prefilled) | "immediately"
     answer_reserve: int = 0  # with this many tokens left, the reasoning is closed by force; 0: never
@@ -30,6 +32,8 @@ class SoftThinking:
         for name, choices in (("sampling", SAMPLINGS), ("weighting", WEIGHTINGS), ("start", STARTS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"soft_thinking_{name} {getattr(self, name)!r}: choose from {', '.join(choices)}")
+        if self.sampling == "gumbel" and self.weighting != "count":
+            raise ValueError(f"soft_thinking_weighting {self.weighting!r}: Gumbel noise makes weights of its own")
         if self.k < 1:
             raise ValueError(f"soft_thinking_k {self.k}: must be 1 or more")
         if not 0 <= self.temperature < float("inf"):

@@ -39,6 +39,7 @@ MODES = {
     "soft, 3 weighted": dict(soft=SoftThinking(k=3, weighting="prob", start="immediately", **CLOSING)),
     "soft, 3 counts, cool": dict(temperature=0.7, soft=SoftThinking(k=3, start="immediately", **CLOSING)),
     "soft, 2 weighted, greedy": dict(temperature=0.0, soft=SoftThinking(k=2, weighting="prob", start="immediately")),
+    "soft, 3 noisy": dict(soft=SoftThinking(k=3, sampling="gumbel", start="immediately", **CLOSING)),
 }
 SOME_TAGGED = [PROMPTS[0] + " <reasoning>", *PROMPTS[1:]]
 # Prompts, group size, seed: a decoder is used again with fewer rows and another seed, and replaced for more rows.
@@ -55,6 +56,8 @@ def assert_equal(mine, plain):
         assert torch.equal(getattr(mine, name), getattr(plain, name)), name
     for name in ("logprobs", "entropy", "weights"):
         assert torch.allclose(getattr(mine, name), getattr(plain, name), atol=2e-4), name
+    assert (mine.gaps is None) == (plain.gaps is None)
+    assert mine.gaps is None or torch.allclose(mine.gaps, plain.gaps, atol=2e-4)
     assert mine.finish == plain.finish and mine.texts == plain.texts
 
 
@@ -288,6 +291,7 @@ STEPS = {
     "soft 3, weighted, reserve": (SoftThinking(k=3, weighting="prob", answer_reserve=64), 1.0, None),
     "soft 2, weighted, cold stop": (SoftThinking(k=2, weighting="prob", cold_stop_entropy=0.1), 0.7, "</answer>"),
     "soft 3, counts, greedy": (SoftThinking(k=3, cold_stop_entropy=0.1, answer_reserve=64), 0.0, None),
+    "soft 3, noisy": (SoftThinking(k=3, sampling="gumbel"), 0.7, "</answer>"),
 }
 
 

@@ -56,6 +56,7 @@ ROLLOUTS = {
     "prob, reserve": SoftThinking(k=3, weighting="prob", start="immediately", answer_reserve=10),
     "cold stop": SoftThinking(k=2, start="immediately", cold_stop_entropy=99.0, cold_stop_steps=5),
     "topk": SoftThinking(k=4, sampling="topk", weighting="prob", start="immediately"),
+    "gumbel, reserve": SoftThinking(k=3, sampling="gumbel", start="immediately", answer_reserve=10),
     "tag never written": SoftThinking(k=2),
     "one draw, reserve": SoftThinking(k=1, answer_reserve=10),
 }
@@ -73,7 +74,7 @@ def test_the_record_is_consistent(family, soft):
     assert r.draw_mask[r.is_soft].all(), "every draw of a soft position is real"
     assert (r.draw_mask[live & ~r.is_soft & ~forced(r)] == first).all(), "a hard position has one"
     assert torch.allclose(r.weights.sum(dim=-1), live.float()) and (r.weights[live & ~r.is_soft] == first).all()
-    if soft.weighting == "count":
+    if soft.weighting == "count" and soft.sampling != "gumbel":
         assert (r.weights[r.is_soft] == 1 / soft.k).all()
     assert (r.draws == r.trace_ids[..., None])[live].any(dim=-1).all(), "the readable token is one of the draws"
 
@@ -210,7 +211,7 @@ def test_cold_stop(tokenizer, written, entropy, forced_from):
         (dict(temperature=-0.5), "soft_thinking_temperature -0.5"),
         (dict(temperature=math.nan), "soft_thinking_temperature nan"),
         (dict(temperature=math.inf), "soft_thinking_temperature inf"),
-        (dict(sampling="nucleus"), "soft_thinking_sampling 'nucleus': choose from sample, topk"),
+        (dict(sampling="nucleus"), "soft_thinking_sampling 'nucleus': choose from sample, gumbel, topk"),
         (dict(weighting="equal"), "soft_thinking_weighting 'equal': choose from count, prob"),
         (dict(start="later"), "soft_thinking_start 'later': choose from tag, immediately"),
         (dict(answer_reserve=-1), "answer_reserve -1"),
