@@ -98,6 +98,8 @@ def replace_groups(rollout: Rollout, new: Rollout, places: list[int]) -> Rollout
     T = max(rollout.completion_mask.shape[1], new.completion_mask.shape[1])
 
     def merge(old, own):
+        if old is None:
+            return None
         if not isinstance(old, torch.Tensor):
             return [own[new_of_row[row]] if row in new_of_row else old[row] for row in range(B)]
         merged = old.new_zeros(B, T, *old.shape[2:])

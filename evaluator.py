@@ -25,7 +25,7 @@ from statistics import fmean
 from tqdm import tqdm
 
 from engine.numbers import MAX_ANSWER_CHARS, last_number, parse_number  # noqa: F401 (for those who import this module)
-from engine.statistics import pass_at_k, wilson_interval
+from engine.statistics import pass_at_k, powers_of_two, wilson_interval
 from rewards.functions import IN_A_FILE, Rewards, UserReward
 from rldatasets import DEFAULT_FORMAT, PromptFormat
 
@@ -284,9 +284,9 @@ def _summarise(records, samples, tags):
     }
     if samples > 1:
         groups = [records[first : first + samples] for first in range(0, len(records), samples)]
-        summary[f"pass@{samples}"] = fmean(
-            pass_at_k(samples, sum(row["correct"] for row in group), samples) for group in groups
-        )
+        right = [sum(row["correct"] for row in group) for group in groups]
+        for k in powers_of_two(samples):
+            summary[f"pass@{k}"] = fmean(pass_at_k(samples, c, k) for c in right)
         summary[f"maj@{samples}"] = fmean(
             majority_at_k(
                 [extract_answer(row["completion"], tags) for row in group], group[0]["gold"], group[0]["question"]
@@ -386,7 +386,9 @@ def evaluate(
                        are correlated, so n is the number of problems, also when samples > 1 (conservative)
       length           mean completion length
       n, samples       problems, and rows per problem
-      pass@k, maj@k    for k = samples, if samples > 1
+      pass@k           if samples > 1, for k = 2, 4, 8, ... and samples: share of problems with a right one among k,
+                       unbiased from all samples (pass@1 is the accuracy)
+      maj@k            if samples > 1, for k = samples
       the keys of behaviour_metrics
       soft_share, top_weight   share of steps that were mixtures; weight of the readable token, mean over rows
       records          a dict per row, in the order of the problems: question, gold, completion, finish, length,

@@ -76,6 +76,8 @@ class Rollout:
         share its computation if they stand together (llms.micro_batches)."""
 
         def join(columns):
+            if columns[0] is None:
+                return None
             if isinstance(columns[0], list):
                 return [value for column in columns for value in column]
             return torch.nn.utils.rnn.pad_sequence([row for column in columns for row in column], batch_first=True)

@@ -33,7 +33,7 @@ class SoftThinking:
             if getattr(self, name) not in choices:
                 raise ValueError(f"soft_thinking_{name} {getattr(self, name)!r}: choose from {', '.join(choices)}")
         if self.sampling == "gumbel" and self.weighting != "count":
-            raise ValueError(f"soft_thinking_weighting {self.weighting!r}: Gumbel noise makes weights of its own")
+            raise ValueError(f"soft_thinking_weighting {self.weighting!r}: use count with gumbel: it makes the weights")
         if self.k < 1:
             raise ValueError(f"soft_thinking_k {self.k}: must be 1 or more")
         if not 0 <= self.temperature < float("inf"):

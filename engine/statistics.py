@@ -33,6 +33,11 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     return 1 - math.comb(n - c, k) / math.comb(n, k)
 
 
+def powers_of_two(n: int) -> list[int]:
+    """2, 4, 8, ... below n, and n: the k of pass@k that n samples are described by."""
+    return [2**i for i in range(1, n.bit_length()) if 2**i < n] + [n]
+
+
 def paired_difference(a: list[float], b: list[float], z: float = 1.96) -> tuple[float, float, float]:
     """Mean of a - b over the same problems, and its confidence interval: (mean, low, high); z = 1.96 gives 95 %.
 

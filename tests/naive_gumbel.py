@@ -15,7 +15,7 @@ def noisy_draws(logprobs: torch.Tensor, K: int, generator=None) -> tuple[torch.T
 
 def log_density_of_values(logprobs: torch.Tensor, draws: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Of the K largest perturbed log-probs, `values` (..., K) in falling order, being those of the tokens `draws`: a
-    Gumbel density for each, and for every other token the chance to stay below the last. logprobs: (..., V) -> (...)."""
+    Gumbel density for each, and for every other token the chance to stay below the last. logprobs: (..., V) -> (...)"""
     noise = values - logprobs.gather(-1, draws)  # (..., K)
     others = (values[..., -1:] - logprobs).scatter(-1, draws, torch.inf)  # (..., V)
     return (-noise - torch.exp(-noise)).sum(dim=-1) - torch.exp(-others).sum(dim=-1)
@@ -24,8 +24,8 @@ def log_density_of_values(logprobs: torch.Tensor, draws: torch.Tensor, values: t
 def log_density_of_gaps(logprobs: torch.Tensor, draws: torch.Tensor, gaps: torch.Tensor) -> torch.Tensor:
     """The same for draws and gaps alone: integrated over the largest value, numerically. -> (...)"""
     largest = torch.linspace(-40, 40, 8001, dtype=torch.double).view(-1, *[1] * gaps.dim())
-    logs = log_density_of_values(logprobs.expand(len(largest), *logprobs.shape), draws.expand(len(largest), *draws.shape),
-                                 largest - gaps)  # fmt: skip
+    wide_logprobs, wide_draws = (x.expand(len(largest), *x.shape) for x in (logprobs, draws))
+    logs = log_density_of_values(wide_logprobs, wide_draws, largest - gaps)
     return logs.logsumexp(dim=0) + math.log(80 / 8000)
 
 

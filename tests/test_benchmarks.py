@@ -10,9 +10,12 @@ import torch
 from random_models import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
+import rollout
+
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import common
 import decode
+import soft_inference
 import soft_step
 import step
 import training
@@ -100,6 +103,41 @@ def test_soft_step(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["soft_step.py", "--rows", "2", "--tokens", "3", "--rounds", "1"])
     soft_step.main()
     assert "soft, K = 5" in capsys.readouterr().out
+
+
+def test_soft_inference_measures_every_mode_and_goes_on_after_a_stop(tmp_path, monkeypatch, capsys):
+    flags = "--preset tiny --eval_problems 3 --eval_samples 4 --max_completion_length 24".split()
+    config = soft_inference.parse_config([*flags, "--output_dir", str(tmp_path / "run")])
+    soft_inference.main(config)
+    shown = (tmp_path / "run/soft_inference.txt").read_text()
+    assert shown in capsys.readouterr().out
+    rows = json.loads((tmp_path / "run/soft_inference.json").read_text())
+    assert list(rows) == list(soft_inference.modes(config)) and len(rows) == 7
+    for name, row in rows.items():
+        [line] = [line for line in shown.splitlines() if line.startswith(f"{name} ")]
+        assert f"{row['accuracy']:.1%}" in line and row["n"] == 3
+        assert ("pass@2" in row and "pass@4" in row) == (name != "hard, greedy")
+        assert ("top_weight_soft" in row) == ("soft" in name and row["soft_share"] > 0)
+    monkeypatch.setattr(rollout, "generate", lambda *a, **k: pytest.fail("sampled again"))
+    soft_inference.main(config)
+    assert json.loads((tmp_path / "run/soft_inference.json").read_text()) == rows
+
+
+def test_soft_inference_averages_over_soft_positions_and_pairs_problems():
+    """Two problems, two answers each: 3 of 10 and 1 of 4 steps soft, at weights .6 and .5; the rest at 1."""
+
+    def record(length, soft, weight, correct):
+        top = (length - soft + soft * weight) / length
+        return dict(length=length, soft_steps=soft, top_weight=top, correct=correct)
+
+    records = [record(10, 3, 0.6, True), record(4, 1, 0.5, False), record(5, 0, 1, True), record(5, 0, 1, True)]
+    hard = [dict(row, correct=False, soft_steps=0, top_weight=1.0) for row in records]
+    row = soft_inference.describe(dict(records=records, samples=2), dict(records=hard, samples=2))
+    assert row["top_weight_soft"] == pytest.approx((3 * 0.6 + 0.5) / 4)
+    assert row["difference"] == pytest.approx((0.5 + 1) / 2)
+    assert "top_weight_soft" not in soft_inference.describe(
+        dict(records=hard, samples=2), dict(records=hard, samples=2)
+    )
 
 
 @pytest.mark.parametrize(

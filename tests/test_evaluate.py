@@ -19,6 +19,7 @@ from evaluator import (
     evaluate,
     majority_at_k,
     pass_at_k,
+    powers_of_two,
     wilson_interval,
 )
 from rldatasets import Problem, PromptFormat
@@ -205,6 +206,11 @@ def test_pass_at_k_equals_enumeration():
             assert pass_at_k(n, c, k) == pytest.approx(sum(map(any, draws)) / len(draws))
 
 
+@pytest.mark.parametrize("n, ks", [(2, [2]), (3, [2, 3]), (4, [2, 4]), (9, [2, 4, 8, 9]), (32, [2, 4, 8, 16, 32])])
+def test_powers_of_two(n, ks):
+    assert powers_of_two(n) == ks
+
+
 def test_pass_at_k_of_many_samples():
     assert pass_at_k(10_000, 1, 100) == pytest.approx(0.01)
     assert pass_at_k(10_000, 0, 100) == 0.0
@@ -384,6 +390,8 @@ def test_evaluate_several_samples(scripted, rows_per_batch, sizes):
     assert result["accuracy"] == pytest.approx(4 / 12)
     assert result["format_rate"] == pytest.approx(9 / 12)
     assert result["pass@3"] == pytest.approx(3 / 4)
+    assert result["pass@2"] == pytest.approx((1 + 2 / 3 + 0 + 2 / 3) / 4)  # of the three pairs of each problem
+    assert [key for key in result if key.startswith("pass@")] == ["pass@2", "pass@3"]
     assert result["maj@3"] == pytest.approx(2 / 4)
     # the interval is over the 4 problems, not the 12 rows
     assert (result["accuracy_low"], result["accuracy_high"]) == pytest.approx(wilson_interval(4 / 3, 4))

@@ -228,5 +228,5 @@ def test_noise_takes_one_uniform_number_a_gap_and_only_then():
 
 
 def test_weights_of_their_own():
-    with pytest.raises(ValueError, match="soft_thinking_weighting 'prob': Gumbel noise makes weights of its own"):
+    with pytest.raises(ValueError, match="soft_thinking_weighting 'prob': use count with gumbel"):
         gumbel(weighting="prob")

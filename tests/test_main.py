@@ -108,6 +108,7 @@ def test_every_setting_is_read():
         ("--soft_thinking --soft_thinking_temperature -1", ["soft_thinking_temperature -1"]),
         ("--soft_thinking --soft_thinking_weighting max", ["'max'", "count", "prob"]),
         ("--soft_thinking --soft_thinking_start later", ["'later'", "tag", "immediately"]),
+        ("--soft_thinking --soft_thinking_sampling gumbel --soft_thinking_weighting prob", ["'prob'", "use count"]),
         ("--answer_reserve 72", ["answer_reserve 72", "72 tokens"]),
         ("--answer_reserve -1", ["answer_reserve -1"]),
     ],
@@ -266,8 +267,10 @@ def test_settings_that_change_the_path_through_the_loop(tmp_path):
     assert row["kl"] > 0 and row["reward/tag_count"] >= 0 and "reward/format" not in row
 
 
-def test_soft_thinking_goes_through_the_same_loop(tmp_path):
+@pytest.mark.parametrize("sampling", ["sample", "gumbel"])
+def test_soft_thinking_goes_through_the_same_loop(tmp_path, sampling):
     settings = dict(soft_thinking=True, soft_thinking_k=3, answer_reserve=20, minibatches=2)
+    settings |= dict(soft_thinking_sampling=sampling, beta=0.01)
     first, last = (r for r in metrics_of(train(tiny_config(tmp_path / "run", **settings))) if "eval/accuracy_soft" in r)
     assert first["step"] == 0 and last["step"] == 2
     assert 0 < last["soft_share"] < 1 and last["logprob_gap"] < 1e-5 and last["grad_norm"] > 0
@@ -478,6 +481,15 @@ def test_evaluation_alone_against_evaluate(tmp_path, held_out, capsys):
         assert f"{table[name]['accuracy']:.1%} " in line and f"{table[name]['accuracy_flexible']:.1%} " in line
     assert f"pass@8 {table['sampled']['pass@8']:.1%}" in said and f"maj@8 {table['sampled']['maj@8']:.1%}" in said
     assert "tiny on 5 test problems" in said and str(folder) in said
+
+
+def test_mixtures_are_measured_beside_hard_answers(tmp_path, held_out, capsys):
+    folder = summaries.evaluate_only(eval_config(tmp_path / "run", held_out, soft_thinking=True, eval_samples=4))
+    table = json.loads((folder / "eval.json").read_text())
+    assert list(table) == ["greedy", "sampled", "soft"]
+    assert table["soft"]["soft_share"] > 0 == table["sampled"]["soft_share"] == table["greedy"]["soft_share"]
+    assert {"pass@2", "pass@4", "maj@4"} <= table["soft"].keys() & table["sampled"].keys()
+    assert "soft.jsonl" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("batches_done, torn", [(0, False), (1, True), (2, False), (4, True)])

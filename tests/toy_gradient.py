@@ -5,8 +5,8 @@ outcomes has a random reward, so the expected reward can be written down and dif
 estimate is what training computes: log-probs of all paths, each path present as often as it happens, weights constant.
 
 With Gumbel noise the paths also differ in the gap between the two perturbed log-probs. That is an integral over one
-uniform number, done by Gauss-Legendre quadrature; in the true gradient the weights depend on the policy through it, at a
-fixed uniform number, so no density enters.
+uniform number, done by Gauss-Legendre quadrature. The true gradient holds that number fixed and goes through the
+weights, which depend on the policy at it, so no density enters.
 """
 
 from types import SimpleNamespace
@@ -54,8 +54,9 @@ class Paths:
         """(B, 2, K), as in training. thought_weights: (B, K); None: only the thought's log-probs are wanted."""
         thought_weights = self.mask[:, 0].float() if thought_weights is None else thought_weights
         rollout = SimpleNamespace(
-            prompt_ids=[torch.tensor([1, 2])] * len(self.draws), draws=self.draws, draw_mask=self.mask,
-            completion_mask=self.mask.any(dim=-1), weights=torch.stack([thought_weights, self.mask[:, 1].float()], dim=1),
+            prompt_ids=[torch.tensor([1, 2])] * len(self.draws), draws=self.draws,
+            weights=torch.stack([thought_weights, self.mask[:, 1].float()], dim=1),
+            draw_mask=self.mask, completion_mask=self.mask.any(dim=-1),
             gaps=None if gaps is None else torch.stack([gaps, torch.zeros_like(gaps)], dim=1),
         )  # fmt: skip
         return llms.completion_logprobs(self.model, rollout)
@@ -128,8 +129,9 @@ def noisy_cosines(model, rewards: torch.Tensor, nodes: int = 6) -> list[float]:
 
 def value_terms(logprobs, gaps, clamped=None, no_rest=None) -> torch.Tensor:
     """Terms of the log-density of the perturbed values g, (B, K): for each draw a Gumbel density, -x - e^-x with the
-    noise x = g - log p; and in the last term the chance of all others to stay below it. Averaged over the first arrival,
-    of which draws and weights know nothing: given them, it is a Gamma variable of shape K and rate b_K."""
+    noise x = g - log p; and in the last term the chance of all others to stay below it. Averaged over the time of the
+    first arrival, of which draws and weights know nothing: given them, it is a Gamma variable of shape K and rate b_K.
+    """
     grid = torch.linspace(0, 30, 30_001, dtype=torch.double)
     below = 1 - torch.exp(-grid) * (1 + grid)  # of a Gamma variable of shape 2
     times = grid[torch.searchsorted(below, (torch.arange(100, dtype=torch.double) + 0.5) / 100)]  # (100,)

@@ -187,7 +187,7 @@ class Output:
     dry_run: bool = setting(False, "print the effective settings and the first prompt, and train nothing")
     doctor: bool = setting(False, "check model, data and machine, estimate memory and hours, and train nothing")
     eval_only: bool = setting(False, "measure the model on the test split, greedy and sampled, and train nothing")
-    eval_samples: int = setting(1, "answers sampled to each problem by eval_only (pass@k and majority for more than 1)")
+    eval_samples: int = setting(1, "answers sampled to each problem by eval_only; N > 1: pass@2, 4, ... N, majority")
     report_to: str = setting("none", "a tracker, through accelerate", ("none", *TRACKERS))
 
 
@@ -196,9 +196,11 @@ class Soft:
     _argument_group_name = "soft thinking (soft_thinking.py)"
     soft_thinking: bool = setting(False, "reason in mixtures of tokens")
     soft_thinking_k: int = setting(2, "tokens drawn at a position")
-    soft_thinking_temperature: float = setting(1.0, "of prob weights; sampling has its own")
-    soft_thinking_sampling: str = setting("sample", "topk: deterministic, for inference only", SAMPLINGS)
-    soft_thinking_weighting: str = setting("count", "of the draws; count: exact gradient", WEIGHTINGS)
+    soft_thinking_temperature: float = setting(1.0, "of prob and gumbel weights; sampling has its own")
+    soft_thinking_sampling: str = setting(
+        "sample", "sample: independent draws; gumbel: noisy weights; topk: deterministic, for inference only", SAMPLINGS
+    )
+    soft_thinking_weighting: str = setting("count", "of independent draws; count: exact gradient", WEIGHTINGS)
     soft_thinking_start: str = setting("tag", "when soft thinking begins", STARTS)
     soft_thinking_cold_stop_entropy: float = setting(0.0, "close the reasoning at lasting entropy under it (nats)")
     soft_thinking_cold_stop_steps: int = setting(256, "... for so many steps in a row")
@@ -249,7 +251,7 @@ class GRPOConfig(*reversed(SECTIONS)):
             raise ValueError(f"--rollout_is_mask {self.rollout_is_mask}: must be above 1, or 0")
         if self.soft_thinking_sampling == "topk":
             raise ValueError(
-                "--soft_thinking_sampling topk: every answer of a group would be the same; train with sample"
+                "--soft_thinking_sampling topk: every answer of a group would be the same; train with sample or gumbel"
             )
         self.rollout_mode()
         if self.problems_per_step % self.minibatches:

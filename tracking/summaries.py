@@ -60,11 +60,10 @@ def print_dry_run(config) -> None:
     print(f"\n--- the first prompt (gold {first.answer})\n{prompt_format.prompt(tokenizer, first.question)}")
 
 
-def evaluate_only(config) -> Path:
-    """Measures a model on the test split, greedy and sampled, and prints a table; returns the folder with eval.json.
+def prepare_evaluation(config):
+    """-> config with its prompt's date, folder, model, tokenizer, test problems. config: run_config.GRPOConfig.
 
-    config: run_config.GRPOConfig. Each batch's answers are logged as soon as they are graded: started again with the
-    same settings, the evaluation continues after them.
+    The folder is made, or it holds an evaluation with the same settings, which can go on. Raises ValueError, one line.
     """
     folder = Path(config.output_dir or f"runs/eval-{Path(config.model_name).name}").expanduser()
     config = run_folder.fix_prompt_date(config, *([] if config.overwrite_output_dir else [folder]))
@@ -77,13 +76,27 @@ def evaluate_only(config) -> Path:
         distributed.run_on_main(run_folder.create_folder, str(folder), config.overwrite_output_dir)
         distributed.run_on_main(run_folder.write_args, folder, settings, model.device)
     run_folder.check_same_config(folder, settings, may_differ=("overwrite_output_dir", "output_dir"))
+    return config, folder, model, tokenizer, problems
 
+
+def evaluate_only(config) -> Path:
+    """Measures a model on the test split, greedy, sampled and, with soft thinking, in mixtures, and prints a table;
+    returns the folder with eval.json.
+
+    config: run_config.GRPOConfig. Each batch's answers are logged as soon as they are graded: started again with the
+    same settings, the evaluation continues after them.
+    """
+    config, folder, model, tokenizer, problems = prepare_evaluation(config)
+    soft = config.rollout_mode()
+    hard = dataclasses.replace(soft, k=1)
+    modes = [("greedy", 0.0, 1, hard), ("sampled", config.temperature, config.eval_samples, hard)]
+    modes += [("soft", config.temperature, config.eval_samples, soft)] if soft.k > 1 else []
     table = {}
-    for name, temperature, samples in (("greedy", 0.0, 1), ("sampled", config.temperature, config.eval_samples)):
+    for name, temperature, samples, mode in modes:
         log = run_folder.JsonLines(folder / f"{name}.jsonl")
         table[name] = evaluator.evaluate(
-            model, tokenizer, problems, samples=samples, temperature=temperature, soft=config.rollout_mode(),
-            progress=True, log=log, **config.answering(tokenizer),
+            model, tokenizer, problems, samples=samples, temperature=temperature, soft=mode, progress=True, log=log,
+            **config.answering(tokenizer),
         )  # fmt: skip
         del table[name]["records"]
     if distributed.is_main_process():
@@ -97,5 +110,5 @@ def evaluate_only(config) -> Path:
             f"{r['length']:7.1f} {r['truncated_rate']:8.1%}"
             + "".join(f"  {key} {value:.1%}" for key, value in r.items() if "@" in key)
         )
-    print(f"In {folder}: eval.json, and every answer in greedy.jsonl and sampled.jsonl")
+    print(f"In {folder}: eval.json, and every answer in {', '.join(f'{name}.jsonl' for name in table)}")
     return folder
