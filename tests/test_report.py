@@ -46,8 +46,11 @@ def blocks_of(page):
 @pytest.fixture(scope="module")
 def real_run(tmp_path_factory):
     """The folder of two real steps in which everything is on that logs a metric of its own."""
-    weights = ",".join(evaluator.REWARDS)
-    config = tiny_config(tmp_path_factory.mktemp("real") / "run", rewards=weights, beta=0.01, soft_thinking=True)
+    weights = ",".join([*evaluator.REWARDS, evaluator.JUDGE])
+    config = tiny_config(
+        tmp_path_factory.mktemp("real") / "run", rewards=weights, beta=0.01, soft_thinking=True, judge_model="random",
+        dynamic_sampling=1,
+    )  # fmt: skip
     return main.train(config)
 
 
@@ -56,6 +59,7 @@ def logged(real_run, tmp_path_factory):
     """Every key that a row of metrics.jsonl can have: those of real runs, and those that only some answers define."""
     keys = {key for row in run_folder.JsonLines(real_run / "metrics.jsonl").read() for key in row}
     texts = ["let me recheck this", "no no no no no"]
+    keys |= {"judge/agreement"}  # a step without a pair of a right and a wrong answer has none
     behaviour = evaluator.behaviour_metrics(texts, [4, 5], ["stop", "length"], [True, False])
     keys |= {*report_curves.train_and_eval(*behaviour)}
     student = tmp_path_factory.mktemp("student")

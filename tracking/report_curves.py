@@ -42,9 +42,11 @@ SECTIONS = {
         Panel(
             "Parts of the reward",
             "points before weighting",
-            ("reward/accuracy", "reward/format", "reward/tag_count", "reward/integer"),
+            ("reward/accuracy", "reward/format", "reward/tag_count", "reward/integer", "reward/judge"),
             prefix="reward/",
         ),
+        Panel("Verdicts of the judge", "share", ("judge/agreement", "judge/ties", "judge/failed"), True),
+        Panel("Position bias of the judge", "share of verdicts, minus a half", ("judge/position_bias",)),
     ],
     "Accuracy and format": [
         Panel("Accuracy", "share of answers", train_and_eval("accuracy"), True),
@@ -65,6 +67,8 @@ SECTIONS = {
     "Exploration": [
         Panel("Entropy", "nats a token", ("entropy",)),
         Panel("Groups of equal rewards", "share of groups", ("zero_std_groups",), True),
+        Panel("Groups that were replaced", "groups", ("replaced_groups",)),
+        Panel("Tokens sampled", "tokens", ("sampled_tokens",)),
         Panel("Mixtures of tokens", "share of positions", (*train_and_eval("soft_share"), "eval/top_weight"), True),
     ],
     "Behaviour": [

@@ -100,9 +100,6 @@ class Sampling:
     group_size: int = setting(8, "answers to each problem")
     max_completion_length: int = setting(72, "tokens of an answer, at most")
     temperature: float = setting(1.0, "of sampling; the loss uses the log-probs at the same temperature")
-    dynamic_sampling: int = setting(
-        0, "replace groups of equal rewards by new problems, in up to N more rounds; 0: off"
-    )
     stop_at_answer: bool = setting(False, "</answer> ends an answer too: base models often write on after it")
 
 
@@ -132,6 +129,9 @@ class Objective:
     rollout_is_cap: float = setting(0.0, "weight draws by min(p_policy / p_actor, this), where the two differ; 0: off")
     rollout_is_mask: float = setting(
         0.0, "leave out answers whose p_policy / p_actor is above this or below its inverse (above 1); 0: off"
+    )
+    dynamic_sampling: int = setting(
+        0, "replace groups of equal rewards by new problems, in up to N more rounds; 0: off"
     )
     mask_truncated: bool = setting(False, "leave answers that hit the length limit out of the loss (not the baseline)")
     control: str = setting(

@@ -1,6 +1,6 @@
 """What the rewards and objectives of docs/rewards.md do on the embedded model, each beside its control.
 
-    OMP_NUM_THREADS=1 python plots/rewards/run.py train                # all runs, one after the other; finished ones stay
+    OMP_NUM_THREADS=1 python plots/rewards/run.py train                # all runs, in turn; finished ones stay
     OMP_NUM_THREADS=1 python plots/rewards/run.py train judge rule     # some of them
     python plots/rewards/run.py show                                   # pictures and table from the committed logs
 
@@ -64,7 +64,7 @@ def train_judge(steps: int = 60, batch: int = 32, learning_rate: float = 1e-3) -
 
     config = GRPOConfig(**PRESETS["tiny"])
     policy, tokenizer = llms.load("tiny")
-    problems, pairs, rng = rldatasets.generate_arithmetic("validation", 2000), [], random.Random(0)
+    problems, pairs, rng = rldatasets.generate_arithmetic("validation", 800), [], random.Random(0)
     for start in range(0, len(problems), 100):
         some = problems[start : start + 100]
         prompts = [config.prompt_format(tokenizer).prompt(tokenizer, problem.question) for problem in some]
@@ -83,7 +83,8 @@ def train_judge(steps: int = 60, batch: int = 32, learning_rate: float = 1e-3) -
         labels = [rng.randrange(2) for _ in range(batch)]
         chosen = rng.sample(training, batch)
         questions = [
-            (q, wrong, right) if label else (q, right, wrong) for (q, right, wrong), label in zip(chosen, labels)
+            (q, wrong, right) if label else (q, right, wrong)
+            for (q, right, wrong), label in zip(chosen, labels, strict=True)
         ]
         logprobs = verdicts.logprobs(questions)  # (batch, 2)
         loss = -logprobs[torch.arange(batch), labels].mean()
