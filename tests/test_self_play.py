@@ -157,11 +157,12 @@ def setup_with_pool(steps):
     )  # fmt: skip
 
 
-def test_the_pool_keeps_the_start_and_the_latest():
+@pytest.mark.parametrize("limit, kept", [(3, [0, 40, 50]), (5, [0, 20, 30, 40, 50]), (6, [0, 10, 20, 30, 40, 50])])
+def test_the_pool_keeps_the_start_and_the_latest(limit, kept):
     setup = setup_with_pool([0])
     for step in range(10, 60, 10):
-        self_play.add_snapshot(setup, step, limit=3)
-    assert [snapshot.step for snapshot in setup.pool] == [0, 40, 50]
+        self_play.add_snapshot(setup, step, limit)
+    assert [snapshot.step for snapshot in setup.pool] == kept
     before = setup.pool[-1].weights["weight"].clone()
     setup.actor.weight.data += 1
     assert torch.equal(setup.pool[-1].weights["weight"], before), "a snapshot does not follow the policy"
