@@ -209,7 +209,8 @@ def snapshot_player(config: SelfPlayConfig, setup: Setup, snapshot: Snapshot, na
 def add_snapshot(setup: Setup, step: int, limit: int) -> None:
     weights = {name: tensor.detach().cpu().clone() for name, tensor in setup.actor.state_dict().items()}
     setup.pool.append(Snapshot(step, weights))
-    del setup.pool[1 : len(setup.pool) - limit + 1]  # the start stays
+    while len(setup.pool) > limit:
+        del setup.pool[1]  # the start stays; with a limit of 1 it is alone
 
 
 def matrix(config: SelfPlayConfig, setup: Setup, learner: ModelPlayer) -> tuple[list[int], list[list[float | None]]]:

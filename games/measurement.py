@@ -161,5 +161,5 @@ def snapshot_matrix(game: Game, players: list, config) -> list[list[float | None
         outcomes = contest(game, players[i], players[j], config, seed=f"matrix-{i}-{j}")
         # An illegal move is a defeat here, and no more than that.
         mean = sum((o > 0) - (o < 0) for o in outcomes) / len(outcomes)
-        matrix[i][j], matrix[j][i] = mean, -mean
+        matrix[i][j], matrix[j][i] = mean, 0.0 - mean
     return matrix

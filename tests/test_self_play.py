@@ -12,7 +12,9 @@ from types import SimpleNamespace
 import processes
 import pytest
 import torch
+from drawing import drawing
 from random_models import ROOT
+from run_folders import write_run
 from safetensors.torch import load_file
 from small_runs import metrics_of, self_play_config, tiny_config, without_times
 
@@ -155,11 +157,12 @@ def setup_with_pool(steps):
     )  # fmt: skip
 
 
-def test_the_pool_keeps_the_start_and_the_latest():
+@pytest.mark.parametrize("limit, kept", [(3, [0, 40, 50]), (5, [0, 20, 30, 40, 50]), (6, [0, 10, 20, 30, 40, 50])])
+def test_the_pool_keeps_the_start_and_the_latest(limit, kept):
     setup = setup_with_pool([0])
     for step in range(10, 60, 10):
-        self_play.add_snapshot(setup, step, limit=3)
-    assert [snapshot.step for snapshot in setup.pool] == [0, 40, 50]
+        self_play.add_snapshot(setup, step, limit)
+    assert [snapshot.step for snapshot in setup.pool] == kept
     before = setup.pool[-1].weights["weight"].clone()
     setup.actor.weight.data += 1
     assert torch.equal(setup.pool[-1].weights["weight"], before), "a snapshot does not follow the policy"
@@ -423,3 +426,31 @@ def test_games_are_on_the_page(tmp_path, game):
     assert {row["split"] for row in rows if "game" not in row} == {"test"}
     assert report.compare_config(dataclasses.asdict(self_play_config("unused", game=game)))[0]["name"] != "unknown"
     assert GAMES[game].name in json.dumps(report.headline(metrics_of(folder), report.read_run(folder)[0])["facts"])
+
+
+def test_the_games_page_in_the_browser(window, tmp_path):
+    def row(step, game, ply, text, advantage):
+        return {
+            "step": step, "split": "train", "game": game, "ply": ply, "seat": ply % 2, "player": "policy",
+            "prompt": "7 left", "completion": text, "board": f"board {game}", "after": f"after {text}", "reward": 1.0,
+            "advantage": advantage,
+        }  # fmt: skip
+
+    hostile = "</script><script>document.title = 'owned'</script>"
+    rows = [row(1, 0, 0, "1", 0.5), row(1, 0, 1, "2", -0.5), row(1, 1, 0, "3", 1.0), row(2, 0, 0, hostile, 1.0)]
+    folder = write_run(tmp_path / "run", samples=rows, **dataclasses.asdict(self_play_config("unused")))
+    with drawing():
+        window.open(report.make_report(folder))
+    assert window.title == "Run run" and hostile in window.text("#boards"), "the last step is shown first"
+    script = "const s = document.getElementById(arguments[0]); s.selectedIndex = arguments[1];"
+    script += "s.dispatchEvent(new Event('change'))"
+    window.execute_script(script, "game-step", 0)
+    assert all(text in window.text("#boards") for text in ("board 0", "after 1", "after 2", "advantage -0.5"))
+    window.execute_script(script, "game", 1)
+    assert "after 3" in window.text("#boards") and "after 1" not in window.text("#boards")
+    assert window.execute_script("return document.getElementById('game-section').hidden") is False
+    folder = write_run(tmp_path / "other")
+    with drawing():
+        window.open(report.make_report(folder))
+    assert window.execute_script("return document.getElementById('game-section').hidden") is True
+    assert window.console() == []

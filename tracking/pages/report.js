@@ -11,7 +11,7 @@ function short(x) {  // four digits; "–" for a number that is missing
   const size = Math.abs(x);
   return size !== 0 && (size < 1e-3 || size >= 1e6) ? x.toExponential(1) : String(Number(x.toPrecision(4)));
 }
-const ending = ({ finish, length }) => length === undefined ? "" : `${finish === "length" ? "cut off" : "stopped"} after ${length} tokens`;
+const ending = ({ finish, length }) => (length ?? null) === null ? "" : `${finish === "length" ? "cut off" : "stopped"} after ${length} tokens`;
 const signed = (x) => (x > 0 ? "+" : "") + short(x);
 
 // ---- the head
