@@ -9,7 +9,7 @@ from small_runs import small_dataset, tiny_config
 
 import main
 from distillation import config as distill_config
-from tracking import run_config
+from tracking import config_file, run_config
 from tracking.run_config import parse_config
 
 
@@ -39,7 +39,7 @@ def test_the_settings_of_a_run_make_it_again(tmp_path):
     first = tiny_config(tmp_path / "run", seed=3, rewards="accuracy:1,tag_count:0.1", prompt_date="2026-01-01")
     file = written(tmp_path, {"config": dataclasses.asdict(first) | {"eval_only": True}, "versions": {}})
     assert parse_config(["--config", file]) == dataclasses.replace(first, output_dir=None)
-    assert set(run_config.NOT_REPEATED) <= {f.name for f in dataclasses.fields(first)}
+    assert set(config_file.NOT_REPEATED) <= {f.name for f in dataclasses.fields(first)}
     student = distill_config.parse_config(["train", "--preset", "tiny", "--epochs", "2"])
     file = written(tmp_path, {"config": dataclasses.asdict(student)})
     assert distill_config.parse_config(["--config", file]) == student

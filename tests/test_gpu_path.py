@@ -347,7 +347,7 @@ class Products(TorchDispatchMode):
 
 def test_the_head_writes_fp32_at_once_and_in_larger_chunks():
     """As under autocast: fp32 weights, products in bf16. 2^28 logits are 1766 positions, so 2000 make two chunks."""
-    saved = SimpleNamespace()  # what autograd would keep; it cannot run without a GPU
+    saved = SimpleNamespace(needs_input_grad=[True] * 8)  # what autograd would keep; it cannot run without a GPU
     saved.save_for_backward = lambda *tensors: setattr(saved, "saved_tensors", tensors)
     autocast = dict(is_autocast_enabled=lambda device: True, get_autocast_dtype=lambda device: torch.bfloat16)
     with fake_cuda() as cuda:

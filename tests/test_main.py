@@ -57,6 +57,7 @@ def test_every_setting_is_read():
         "main.py",
         "update.py",
         "dynamic_sampling.py",
+        "rewards/judge.py",
         "tracking/training_run.py",
         "tracking/step_records.py",
         "tracking/summaries.py",

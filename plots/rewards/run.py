@@ -98,8 +98,11 @@ def train_judge(steps: int = 60, batch: int = 32, learning_rate: float = 1e-3) -
             verdicts([(q, a, b) if order else (q, b, a) for q, a, b in held_out]) for order in (True, False)
         )
     outcomes = list(zip(forward, backward, strict=True))
-    text = f"{len(pairs)} pairs; of 128 held-out ones, in both orders: right {outcomes.count((0, 1))}, "
-    text += f"wrong {outcomes.count((1, 0))}, tie {128 - outcomes.count((0, 1)) - outcomes.count((1, 0))}"
+    right, wrong = outcomes.count((0, 1)), outcomes.count((1, 0))
+    text = (
+        f"{len(training)} pairs to train on; of {len(held_out)} others, in both orders: right {right}, wrong {wrong}, "
+    )
+    text += f"tie {len(held_out) - right - wrong}"
     print(text)
     verdicts.model.save_pretrained(JUDGE)
     tokenizer.save_pretrained(JUDGE)
