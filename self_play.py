@@ -66,6 +66,7 @@ class Setup:
     policy: PreTrainedModel  # learns: fp32
     actor: PreTrainedModel  # plays: a bf16 copy on a GPU, the policy itself on a CPU
     opponent: PreTrainedModel  # plays with the weights of a snapshot
+    reference: PreTrainedModel | None  # the frozen start, for --beta
     tokenizer: PreTrainedTokenizerBase
     optimizer: torch.optim.Optimizer
     pool: list[Snapshot]  # the start, then the latest ones
@@ -115,7 +116,9 @@ def train(config: SelfPlayConfig, signals: SignalHandler | None = None) -> Path:
             set_learning_rate(optimizer, config, step, config.max_steps)
             with run.timer("train"):
                 row_advantages = row_advantages.to(policy.device)
-                stats = update(policy, setup.actor, None, optimizer, rollout, row_advantages, config, budget, rows)
+                stats = update(
+                    policy, setup.actor, setup.reference, optimizer, rollout, row_advantages, config, budget, rows
+                )
                 llms.sync_actor(setup.actor, policy)
             if step % config.snapshot_steps == 0 and step < config.max_steps:
                 add_snapshot(setup, step, config.pool)
@@ -263,12 +266,15 @@ def prepare(config: SelfPlayConfig, signals: SignalHandler | None = None) -> Set
     opponent = copy.deepcopy(actor).requires_grad_(False)
     optimizer = make_trainable(policy, config, llms.completion_logprobs, state["optimizer"])
     setup = Setup(
-        folder, game, policy, actor, opponent, tokenizer, optimizer,
+        folder, game, policy, actor, opponent, None, tokenizer, optimizer,
         [Snapshot(*snapshot) for snapshot in state.get("pool", [])], state.get("means", [0.0, 0.0]), state["step"],
         state["best"],
     )  # fmt: skip
     if not setup.pool:
         add_snapshot(setup, 0, config.pool)
+    if config.beta > 0:
+        setup.reference = copy.deepcopy(opponent)
+        setup.reference.load_state_dict(setup.pool[0].weights)
     return setup
 
 

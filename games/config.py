@@ -53,6 +53,7 @@ class Objective:
     loss_type: str = setting("dr_grpo", "explained in grpo.policy_loss", LOSS_TYPES)
     clip_low: float = setting(0.2, "the ratio's objective is clipped below 1 - clip_low")
     clip_high: float = setting(0.2, "... and above 1 + clip_high")
+    beta: float = setting(0.0, "weight of the KL to the frozen start, which plays any legal move: it keeps exploring")
     control: str = setting("none", "the same run with the signal destroyed", ("none", "shuffled_advantages"))
 
 
@@ -95,7 +96,7 @@ class Output:
 
 SECTIONS = (Model, Playing, Objective, ColdStart, Optimization, Output)
 MAY_BE_ZERO = (
-    "clip_low", "clip_high", "learning_rate", "warmup_steps", "final_lr_fraction", "seed", "cold_start_steps",
+    "clip_low", "clip_high", "beta", "learning_rate", "warmup_steps", "final_lr_fraction", "seed", "cold_start_steps",
 )  # fmt: skip
 
 
@@ -118,7 +119,7 @@ class SelfPlayConfig(*reversed(SECTIONS)):
 
     preset: str = "nim"
     # No settings here; update.py and the cold start's loss read them.
-    compile, fsdp, mask_truncated, rollout_is_cap, beta = False, False, False, 0.0, 0.0
+    compile, fsdp, mask_truncated, rollout_is_cap = False, False, False, 0.0
     loss, jsd_beta = "sft", 0.5
 
     uses_bf16 = GRPOConfig.uses_bf16
