@@ -99,7 +99,7 @@ def test_the_density_integrates_to_one():
 
 
 def test_each_factor_is_conditional_on_the_draws_before():
-    """The first k factors are the density of the first k draws alone; and the score of each has mean 0 given those."""
+    """The first k factors are the density of the first k draws alone."""
     logprobs = some_logprobs(20, 9)
     draws, gaps = naive_gumbel.noisy_draws(logprobs, 4)
     factors = gumbel_logprobs(logprobs.gather(1, draws), rest(logprobs, draws), gaps)
@@ -107,6 +107,21 @@ def test_each_factor_is_conditional_on_the_draws_before():
         few = draws[:, :k]
         alone = gumbel_logprobs(logprobs.gather(1, few), rest(logprobs, few), gaps[:, :k])
         assert torch.allclose(factors[:, :k], alone)
+
+
+def test_the_score_of_the_mass_that_is_left_is_bounded():
+    """K = 2: the derivative of the second draw's factor by log R_2 is uniform on (-1, 1). With the first arrival kept
+    in the density, log p - R w, it would be 1 - R w: unbounded, with three times the variance."""
+    n, logprobs = 100_000, torch.tensor([[0.6, 0.25, 0.15]], dtype=torch.double).log()
+    draws, gaps = naive_gumbel.noisy_draws(logprobs.expand(n, 3), 2, torch.Generator().manual_seed(0))
+    draws, gaps = draws[draws[:, 0] == 0], gaps[draws[:, 0] == 0]
+    logprobs = logprobs.expand(len(draws), 3)
+    scale = torch.zeros(len(draws), dtype=torch.double, requires_grad=True)  # of all tokens but the first
+    at = logprobs.gather(1, draws) + torch.stack([scale * 0, scale], dim=1)
+    factors = gumbel_logprobs(at, rest(logprobs, draws) + scale, gaps)
+    (score,) = torch.autograd.grad(factors[:, 1].sum(), scale)
+    levels = torch.linspace(0.1, 0.9, 9, dtype=torch.double)
+    assert (score.quantile(levels) - (2 * levels - 1)).abs().max() < 0.02 and score.abs().max() <= 1
 
 
 def test_without_gaps_log_probs_are_left_as_they_are():
