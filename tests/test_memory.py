@@ -175,7 +175,7 @@ def qwen_config(size):
 )
 def test_presets_fit_the_gpus_that_they_name(preset, size, gib, monkeypatch):
     activations = activations_of(size)
-    monkeypatch.setattr(memory, "activation_bytes", lambda config, autocast: activations)
+    monkeypatch.setattr(memory, "activation_bytes", lambda config, autocast, lora_rank: activations)
     shape, parameters = REAL_SIZES[size]
     for overrides in (dict(), dict(beta=0.04)):
         table = memory.memory_table(GRPOConfig(**(PRESETS[preset] | overrides)), qwen_config(size), on_gpu=True)
@@ -201,7 +201,7 @@ def bytes_of(tensors):
 @pytest.mark.parametrize("preset, size", MODEL_OF_PRESET.items())
 def test_the_table_is_what_the_presets_tensors_take_on_the_meta_device(preset, size, monkeypatch):
     activations = activations_of(size)
-    monkeypatch.setattr(memory, "activation_bytes", lambda config, autocast: activations)
+    monkeypatch.setattr(memory, "activation_bytes", lambda config, autocast, lora_rank: activations)
     config, meta = GRPOConfig(**PRESETS[preset]), torch.device("meta")
     table = memory.memory_table(config, qwen_config(size), on_gpu=True)
     policy = memory.empty_model(qwen_config(size))
