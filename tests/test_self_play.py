@@ -352,7 +352,7 @@ def weights(folder, step):
     return load_file(folder / "checkpoints" / f"step-{step}" / "model.safetensors")
 
 
-@pytest.mark.parametrize("settings", [dict(game="nim", baseline="ema"), dict(game="tictactoe", beta=0.1)])
+@pytest.mark.parametrize("settings", [dict(game="nim", baseline="ema"), dict(game="debate", beta=0.1)])
 def test_a_stopped_run_ends_as_an_uninterrupted_one(tmp_path, settings):
     """The pool, the moving means and the optimizer go on where they were."""
     config = self_play_config(tmp_path / "whole", **settings, max_steps=4, eval_steps=4, save_steps=4)
