@@ -119,7 +119,8 @@ class SelfPlayConfig(*reversed(SECTIONS)):
 
     preset: str = "nim"
     # No settings here; update.py and the cold start's loss read them.
-    compile, fsdp, mask_truncated, rollout_is_cap = False, False, False, 0.0
+    compile, fsdp, mask_truncated, rollout_is_cap, rollout_is_mask = False, False, False, 0.0, 0.0
+    clip_delta, top_entropy, lora_rank = 0.0, 1.0, 0
     loss, jsd_beta = "sft", 0.5
 
     uses_bf16 = GRPOConfig.uses_bf16

@@ -33,7 +33,7 @@ def random_model(family="qwen2", seed=0, **overrides):
         max_position_embeddings=256,
         eos_token_id=STOP_IDS,
         bos_token_id=None,
-        pad_token_id=0,
+        pad_token_id=None,  # its embedding would have no gradient
         tie_word_embeddings=False,  # tied, a random model repeats itself
     )
     torch.manual_seed(seed)

@@ -510,10 +510,10 @@ def test_a_run_that_is_stopped_in_every_stage_ends_as_the_uninterrupted_one(fini
         ("generate", 2, "generate/teacher.jsonl"),
         ("filter_rows", 1, None),
         ("update", 4, "train/distilled/metrics.jsonl"),
-        ("update", steps, "train/gold/metrics.jsonl"),  # the first two are the last of distilled
+        ("update", steps, "train/gold/metrics.jsonl"),  # the last three of distilled are done
         ("measure", 3, "report/measured.jsonl"),
     ]
-    assert steps == 5, "with a checkpoint every two: stopped between checkpoints"
+    assert steps >= 5, "each is stopped between two checkpoints, of which there is one every two steps"
     for name, call, file in stops:
         with pytest.MonkeyPatch.context() as patch:
             stop_at(patch, name, call)

@@ -151,14 +151,14 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("lora")
     settings = dict(
         dataset_path=small_dataset(folder / "data"), lora_rank=4, beta=0.05, save_merged=True, max_completion_length=32,
-        eval_problems=4, save_steps=2, eval_steps=2, learning_rate=1e-2,
+        eval_problems=4, save_steps=2, eval_steps=2, learning_rate=1e-2, minibatches=1,
     )  # fmt: skip
     return main.train(tiny_config(folder / "run", max_steps=4, **settings)), settings
 
 
 def test_a_run_learns_adapters_and_its_kl_is_to_the_base(run):
     rows = metrics_of(run[0])[1:]
-    assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-6) or rows[0]["kl"] < rows[-1]["kl"]
+    assert rows[0]["kl"] == pytest.approx(0.0, abs=1e-6), "adapters begin at 0"
     assert rows[-1]["kl"] > 1e-4 and max(row["logprob_gap"] for row in rows) < 1e-4
 
 

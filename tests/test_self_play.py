@@ -116,13 +116,12 @@ def test_shares_are_the_minibatches(tiny):
     results = []
     for shares in (None, [[0, 1, 2, 3], [4, 5, 6, 7]], [[3, 1, 2, 0], [6, 4, 7, 5]], [[0, 1, 2], [3, 4, 5, 6, 7]]):
         policy = copy.deepcopy(tiny[0])
-        stats = update(
-            policy, policy, None, llms.make_optimizer(policy, 1e-3), rollout, advantages, config, None, shares
-        )
+        optimizer = torch.optim.SGD(policy.parameters(), lr=0.1)  # Adam would enlarge what rounding leaves
+        stats = update(policy, policy, None, optimizer, rollout, advantages, config, None, shares)
         assert stats["updates"] == 2
         results.append(torch.cat([p.detach().flatten() for p in policy.parameters()]))
     assert torch.equal(results[0], results[1]) and torch.allclose(results[0], results[2], atol=1e-6)
-    assert not torch.allclose(results[0], results[3], atol=1e-6)
+    assert not torch.allclose(results[0], results[3], atol=1e-4)
 
 
 def test_every_answer_of_the_policy_is_a_row_with_its_games_advantage(tiny):

@@ -38,7 +38,7 @@ def without_pictures(monkeypatch):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run") / "new" / "folder"
-    analyse(["--output_dir", str(folder), "--save_full", "--top_k", "20", "--temperature", "0.8", *FAST])
+    analyse(["--output_dir", str(folder), "--save_full", "--top_k", "20", "--temperature", "0.8", "--seed", "5", *FAST])
     return folder
 
 
@@ -189,7 +189,7 @@ def soft_folder(tmp_path_factory):
     soft = ["--soft_thinking", "--soft_thinking_k", "3", "--soft_thinking_start", "immediately"]
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(pictures, "draw_pictures", lambda trace, folder: [])
-        options = ["--temperature", "0.8", "--num_resamples", "0", "--skip_individual_pdfs"]
+        options = ["--temperature", "0.8", "--seed", "5", "--num_resamples", "0", "--skip_individual_pdfs"]
         analyse(["--output_dir", str(folder), *options, *soft])
     return folder
 
