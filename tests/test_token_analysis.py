@@ -20,6 +20,7 @@ from analysis.trace import Trace
 from tracking import command_line
 
 FAST = ["--num_resamples", "3", "--forks", "1", "--skip_individual_pdfs"]
+ALONE = ["--num_resamples", "0", "--skip_individual_pdfs"]
 
 
 def analyse(arguments):
@@ -147,7 +148,7 @@ def test_summary(trace):
 
 
 def test_the_trace_does_not_depend_on_the_resamples(trace, tmp_path, without_pictures):
-    analyse(["--output_dir", str(tmp_path), "--temperature", "0.8", "--num_resamples", "0", "--skip_individual_pdfs"])
+    analyse(["--output_dir", str(tmp_path), "--temperature", "0.8", "--seed", "5", *ALONE])
     alone = files.load_trace(tmp_path)
     assert alone["token_ids"].tolist() == trace["token_ids"].tolist() and np.isnan(alone["path_share"]).all()
     assert alone.meta["resamples"] == [] and alone.meta["forced_forks"] == []
