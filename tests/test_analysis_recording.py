@@ -1,6 +1,7 @@
 """analysis/recording.py and comparison.py: a trace against fresh forward passes, forks against what transformers
 generates, two models on the same tokens against slow loops, memory at the real vocabulary size."""
 
+import os
 import subprocess
 import sys
 
@@ -171,7 +172,7 @@ print(peak() - before, sum(array.nbytes for array in arrays.values()) / len(arra
 def test_real_vocabulary_stays_small():
     """Memory is bounded by a chunk, not by the number of steps; of each step only top-k and rank curve are kept."""
     run = [sys.executable, "-c", MEASURE_LARGE]
-    paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
+    paths = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
     output = subprocess.run(run, capture_output=True, text=True, env=paths, check=False)
     assert output.returncode == 0, output.stderr
     gibibytes, bytes_per_step = map(float, output.stdout.split())
