@@ -221,11 +221,7 @@ def prepare(config: GRPOConfig) -> Setup:
     folder = checkpoint = None
     state = {"step": 0, "best": -1.0, "optimizer": None}
     if config.resume_from_checkpoint:
-        folder, checkpoint = checkpoints.find_checkpoint(config.output_dir, config.resume_from_checkpoint)
-        run_folder.check_same_config(folder, dataclasses.asdict(config), MAY_DIFFER_ON_RESUME)
-        state = checkpoints.load_trainer_state(checkpoint)
-        if state["step"] >= config.max_steps:
-            raise ValueError(f"--max_steps {config.max_steps}: the checkpoint is at step {state['step']} already")
+        folder, checkpoint, state = checkpoints.find_resumed(config, MAY_DIFFER_ON_RESUME)
 
     def load(name):
         return llms.load(str(name), trust_remote_code=config.trust_remote_code)

@@ -61,14 +61,14 @@ class Objective:
 class Optimization:
     _argument_group_name = "optimization"
     max_steps: int = setting(100, "steps of self-play in the run")
-    learning_rate: float = setting(1e-6, "peak of the schedule")
-    warmup_steps: int = setting(5, "linear warm-up")
-    final_lr_fraction: float = setting(0.1, "linear decay to this share of the peak at the end of the run")
     updates_per_rollout: int = setting(1, "passes over the moves of a step")
     minibatches: int = setting(4, "optimizer steps a pass, each on an equal share of the groups")
+    learning_rate: float = setting(1e-6, "peak of the schedule, which has")
+    warmup_steps: int = setting(5, "... a linear warm-up of so many steps,")
+    final_lr_fraction: float = setting(0.1, "... and a linear decay to this share of the peak")
     tokens_per_micro_batch: int = setting(4096, "tokens in one forward and backward pass (memory, not results)")
-    bf16: bool | None = setting(None, "fp32 weights under bf16 autocast, and a bf16 actor; default: on a GPU")
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third more time")
+    bf16: bool | None = setting(None, "fp32 weights under bf16 autocast, and a bf16 actor; default: on a GPU")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
     seed: int = setting(0, "of the start positions, the opponents and the sampling")
 
@@ -84,11 +84,11 @@ class ColdStart:
 @dataclass
 class Output:
     _argument_group_name = "evaluation and output"
+    eval_steps: int = setting(20, "evaluate every N steps; also at first, at last and with checkpoints")
+    eval_games: int = setting(256, "games against each opponent; half of them in each seat")
     output_dir: str | None = setting(None, "the run's folder; default runs/PRESET, numbered if taken")
     overwrite_output_dir: bool = setting(False, "replace the run that is in output_dir")
     resume_from_checkpoint: str | None = setting(None, "latest, best, step-N or a path: go on from there in output_dir")
-    eval_steps: int = setting(20, "evaluate every N steps; also at first, at last and with checkpoints")
-    eval_games: int = setting(256, "games against each opponent; half of them in each seat")
     save_steps: int = setting(100, "checkpoint every N steps (also after the last)")
     save_total_limit: int = setting(2, "keep the newest N checkpoints, and latest and best")
     report_to: str = setting("none", "a tracker, through accelerate", ("none", *run_config.TRACKERS))

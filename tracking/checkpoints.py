@@ -9,6 +9,7 @@ checkpoint's name; in a run that was copied by a tool that follows links they ar
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from tracking.run_folder import flush_to_disk, remove_folder
+from tracking.run_folder import check_same_config, flush_to_disk, remove_folder
 
 LINKS = ("latest", "best")
 
@@ -205,3 +206,16 @@ def _damage(checkpoint: Path) -> str | None:
 def load_trainer_state(checkpoint: Path) -> dict:
     """What save_checkpoint was given as trainer_state: step, optimizer, and so on. Tensors are mapped from the file."""
     return torch.load(checkpoint / "trainer_state.pt", weights_only=True, map_location="cpu", mmap=True)
+
+
+def find_resumed(config, may_differ: tuple[str, ...]) -> tuple[Path, Path, dict]:
+    """(the run's folder, the checkpoint that --resume_from_checkpoint names, its trainer state).
+
+    Raises ValueError, one line, if there is none, if settings other than may_differ have changed, or no step is left.
+    """
+    folder, checkpoint = find_checkpoint(config.output_dir, config.resume_from_checkpoint)
+    check_same_config(folder, dataclasses.asdict(config), may_differ)
+    state = load_trainer_state(checkpoint)
+    if state["step"] >= config.max_steps:
+        raise ValueError(f"--max_steps {config.max_steps}: the checkpoint is at step {state['step']} already")
+    return folder, checkpoint, state
