@@ -153,12 +153,14 @@ def control_rewards(rewards: torch.Tensor, config: GRPOConfig, step: int) -> tor
     return torch.rand(len(rewards), generator=generator).to(rewards.device)
 
 
-def control_advantages(advantages: torch.Tensor, config: GRPOConfig, step: int) -> torch.Tensor:
-    """The advantages (B,), or the same ones dealt to other rows with --control shuffled_advantages."""
+def control_advantages(advantages: torch.Tensor, config, step: int) -> torch.Tensor:
+    """The advantages, (B,) or in self-play (games, 2), or the same ones dealt to other rows, and seats, with --control
+    shuffled_advantages. config: GRPOConfig or SelfPlayConfig."""
     if config.control != "shuffled_advantages":
         return advantages
     generator = torch.Generator().manual_seed(step_seed(config, step) + CONTROL_SEED)
-    return advantages[torch.randperm(len(advantages), generator=generator).to(advantages.device)]
+    order = torch.randperm(advantages.numel(), generator=generator).to(advantages.device)
+    return advantages.flatten()[order].view_as(advantages)
 
 
 def evaluate(config: GRPOConfig, setup: Setup) -> tuple[dict[str, float], list[dict]]:

@@ -257,8 +257,8 @@ def begin(config: PipelineConfig, folder: Path) -> None:
     """args.json, and the problems of all stages in data/: training problems that are in the test split are left out
     here, so that none of them can reach a stage. Replaces an older pipeline, when nothing is left to refuse."""
     splits = {s: rldatasets.load_problems(config.dataset_name, s, path=config.dataset_path) for s in ("train", "test")}
-    test = {" ".join(problem.question.split()) for problem in splits["test"]}
-    train = [problem for problem in splits["train"] if " ".join(problem.question.split()) not in test]
+    test = set(map(rldatasets.bare_question, splits["test"]))
+    train = [problem for problem in splits["train"] if rldatasets.bare_question(problem) not in test]
     if not train:
         raise ValueError(f"--dataset_path {config.dataset_path}: every training problem is a test problem too")
     if len(train) < len(splits["train"]):

@@ -44,6 +44,7 @@ from games.game import Game
 from games.judge import ModelJudge
 from games.play import Match, ModelPlayer, RandomPlayer, play
 from grpo import compute_advantages
+from main import control_advantages
 from tracking import checkpoints, run_folder
 from tracking.training_run import SignalHandler, TrainingRun
 from update import TokenBudget, make_trainable, set_learning_rate, update
@@ -169,14 +170,6 @@ def seat_advantages(outcomes: torch.Tensor, config: SelfPlayConfig, means: list[
     for seat, mean in enumerate(outcomes.mean(dim=0).tolist()):
         means[seat] = config.ema_decay * means[seat] + (1 - config.ema_decay) * mean
     return advantages
-
-
-def control_advantages(advantages: torch.Tensor, config: SelfPlayConfig, step: int) -> torch.Tensor:
-    """The advantages (games, 2), or the same ones dealt to other games and seats with --control shuffled_advantages."""
-    if config.control != "shuffled_advantages":
-        return advantages
-    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-    return advantages.flatten()[torch.randperm(advantages.numel(), generator=generator)].view_as(advantages)
 
 
 def learned_rows(matches, advantages, rollout, config: SelfPlayConfig) -> tuple[list[list[int]], torch.Tensor]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 import evaluator
 import rldatasets
-from tracking.run_config import ArgumentParser, GRPOConfig, Soft, check_date, parse_flags, setting
+from tracking.argument_parser import ArgumentParser, parse_flags, read_early
+from tracking.run_config import GRPOConfig, Soft, check_date, setting
 
 
 @dataclass
@@ -121,11 +122,9 @@ def normalize_number(text: str | None) -> str | None:
 def parse_config(arguments: list[str]) -> AnalysisConfig:
     """token_analysis.py's settings. Raises ValueError, one line, on a bad argument."""
     description = "Measure and draw the token probabilities of one answer."
-    parser = ArgumentParser(SECTIONS, prog="token_analysis.py", description=description)
-    parser.add_argument("--preset", choices=PRESETS, help="a set of defaults")
-    first = ArgumentParser((), add_help=False)  # read first, so that --help shows the preset's defaults
-    first.add_argument("--preset", choices=PRESETS)
-    parser.set_defaults(**PRESETS[first.parse_known_args(arguments)[0].preset or "tiny"])
+    flags = {"preset": dict(choices=PRESETS, help="a set of defaults")}
+    parser = ArgumentParser(SECTIONS, flags, prog="token_analysis.py", description=description)
+    parser.set_defaults(**PRESETS[read_early(arguments, flags).preset or "tiny"])
     values = parse_flags(parser, arguments)
     del values["preset"]
     return AnalysisConfig(**values)

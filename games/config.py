@@ -7,7 +7,8 @@ import evaluator
 from engine import chat_templates
 from games import GAMES
 from tracking import run_config
-from tracking.run_config import ADVANTAGE_SCALES, LOSS_TYPES, GRPOConfig, setting
+from tracking.argument_parser import read_early
+from tracking.run_config import ADVANTAGE_SCALES, LOSS_TYPES, GRPOConfig, OptimizerSteps, RunFolder, setting
 
 
 @dataclass
@@ -58,19 +59,8 @@ class Objective:
 
 
 @dataclass
-class Optimization:
+class Optimization(OptimizerSteps):
     _argument_group_name = "optimization"
-    max_steps: int = setting(100, "steps of self-play in the run")
-    updates_per_rollout: int = setting(1, "passes over the moves of a step")
-    minibatches: int = setting(4, "optimizer steps a pass, each on an equal share of the groups")
-    learning_rate: float = setting(1e-6, "peak of the schedule, which has")
-    warmup_steps: int = setting(5, "... a linear warm-up of so many steps,")
-    final_lr_fraction: float = setting(0.1, "... and a linear decay to this share of the peak")
-    tokens_per_micro_batch: int = setting(4096, "tokens in one forward and backward pass (memory, not results)")
-    gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third more time")
-    bf16: bool | None = setting(None, "fp32 weights under bf16 autocast, and a bf16 actor; default: on a GPU")
-    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
-    seed: int = setting(0, "of the start positions, the opponents and the sampling")
 
 
 @dataclass
@@ -82,16 +72,9 @@ class ColdStart:
 
 
 @dataclass
-class Output:
+class Output(RunFolder):
     _argument_group_name = "evaluation and output"
-    eval_steps: int = setting(20, "evaluate every N steps; also at first, at last and with checkpoints")
     eval_games: int = setting(256, "games against each opponent; half of them in each seat")
-    output_dir: str | None = setting(None, "the run's folder; default runs/PRESET, numbered if taken")
-    overwrite_output_dir: bool = setting(False, "replace the run that is in output_dir")
-    resume_from_checkpoint: str | None = setting(None, "latest, best, step-N or a path: go on from there in output_dir")
-    save_steps: int = setting(100, "checkpoint every N steps (also after the last)")
-    save_total_limit: int = setting(2, "keep the newest N checkpoints, and latest and best")
-    report_to: str = setting("none", "a tracker, through accelerate", ("none", *run_config.TRACKERS))
 
 
 SECTIONS = (Model, Playing, Objective, ColdStart, Optimization, Output)
@@ -147,28 +130,21 @@ class SelfPlayConfig(*reversed(SECTIONS)):
         return GamePrompt(GAMES[self.game].rules, self.tags, self.prompt_date)
 
 
+# Embedded model, two CPU cores.
+SMALL = dict(
+    games_per_step=256, learning_rate=1.5e-4, final_lr_fraction=0.1, minibatches=4, tokens_per_micro_batch=4096,
+    cold_start_learning_rate=1e-3, eval_steps=20, save_steps=100,
+)  # fmt: skip
 PRESETS = {
-    # Embedded model, two CPU cores.
-    "nim": dict(
-        game="nim", games_per_step=256, max_steps=100, learning_rate=1.5e-4, cold_start_steps=60,
-        cold_start_learning_rate=1e-3, eval_steps=20,
-    ),
-    "tictactoe": dict(
-        game="tictactoe", games_per_step=256, max_steps=200, learning_rate=1.5e-4, cold_start_steps=100,
-        cold_start_learning_rate=1e-3, eval_steps=20,
-    ),
-    "debate": dict(
-        game="debate", games_per_step=256, max_steps=100, learning_rate=1.5e-4, cold_start_steps=100,
-        cold_start_learning_rate=1e-3, eval_steps=20,
-    ),
-}  # fmt: skip
+    "nim": SMALL | dict(game="nim", max_steps=100, cold_start_steps=60),
+    "tictactoe": SMALL | dict(game="tictactoe", max_steps=200, cold_start_steps=100),
+    "debate": SMALL | dict(game="debate", max_steps=100, cold_start_steps=100),
+}
 
 
 def parse_config(arguments: list[str]) -> SelfPlayConfig:
     """self_play.py's settings. Raises ValueError, one line, on a bad argument."""
-    first = run_config.ArgumentParser((), add_help=False)
-    first.add_argument("--game", choices=GAMES, default="nim")
-    game = first.parse_known_args(arguments)[0].game
+    game = read_early(arguments, {"game": dict(choices=GAMES, default="nim")}).game
     return run_config.parse(
         arguments, SelfPlayConfig, SECTIONS, PRESETS, game, "self_play.py",
         "Train a language model by games against itself.", cpu_preset=game,

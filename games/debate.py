@@ -96,15 +96,14 @@ class Debate(Game):
 
     def outcomes(self, states):
         """All verdicts in one call of the judge. A game without all its speeches has no verdict."""
-        ended = [state for state in states if isinstance(state, State) and not self.legal(state)]
+
+        def is_judged(state):
+            return isinstance(state, State) and not self.legal(state)
+
+        ended = [state for state in states if is_judged(state)]
         rewards = {None: (0.0, 0.0), True: (1.0, -1.0), False: (-1.0, 1.0)}
         verdicts = iter(self.judge(ended) if ended else [])
-        return [
-            rewards[next(verdicts)]
-            if isinstance(state, State) and not self.legal(state)
-            else Game.outcome(self, state) or (0.0, 0.0)
-            for state in states
-        ]
+        return [rewards[next(verdicts)] if is_judged(state) else self.outcome(state) or (0.0, 0.0) for state in states]
 
     def board(self, state):
         hidden = "".join(f"{label}{digit} " for label, digit in zip(LABELS, state.digits, strict=True))

@@ -5,7 +5,7 @@ its answers differ, or one of them is neither yes nor no, the debate is a tie.
 """
 
 import llms
-from engine import chat_templates
+from games.config import GamePrompt
 from games.debate import LABELS, State
 from rollout import generate
 
@@ -34,10 +34,7 @@ class ModelJudge:
     def prompt(self, state: State, shown: tuple[int, ...]) -> str:
         seen = " ".join(f"{LABELS[i]}={state.digits[i]}" for i in shown) or "nothing"
         question = f"Claim: {state.claim}. Shown: {seen}."
-        if self.tokenizer.chat_template is None:
-            return f"{RULES}\n\n{question}\n"
-        config = self.config
-        return chat_templates.chat_prompt(self.tokenizer, RULES, question, tags=config.tags, date=config.prompt_date)
+        return GamePrompt(RULES, self.config.tags, self.config.prompt_date).prompt(self.tokenizer, question)
 
     def texts(self, prompts: list[str]) -> list[str]:
         size, limit = self.config.games_per_step, self.config.max_completion_length

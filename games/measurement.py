@@ -30,9 +30,8 @@ def evaluate(game: Game, player, frozen_start, config) -> tuple[dict[str, float]
     metrics: dict[str, float] = {}
     for opponent in (RandomPlayer(), frozen_start):
         outcomes = contest(game, player, opponent, config)
-        wins, draws = (sum(test(o) for o in outcomes) for test in (lambda o: o > 0, lambda o: o == 0))
-        metrics |= rate(f"eval/win_{opponent.name}", wins, len(outcomes))
-        metrics |= rate(f"eval/draw_{opponent.name}", draws, len(outcomes))
+        metrics |= rate(f"eval/win_{opponent.name}", sum(o > 0 for o in outcomes), len(outcomes))
+        metrics |= rate(f"eval/draw_{opponent.name}", sum(o == 0 for o in outcomes), len(outcomes))
     if not game.solvable:
         accuracy, samples = debates(game, player, config)
         return metrics | accuracy, samples

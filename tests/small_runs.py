@@ -79,3 +79,20 @@ def pipeline_config(folder, **overrides) -> PipelineConfig:
         sft_batch_size=4, eval_problems=4, eval_samples=2, save_steps=1,
     )  # fmt: skip
     return PipelineConfig(**(PIPELINE_PRESETS["tiny"] | small | overrides))
+
+
+class Stop(BaseException):
+    """In place of a signal that cannot be caught."""
+
+
+def stop_at(patch, owner, name, call):
+    """The function raises at its n-th call, as a process that is killed there."""
+    original, calls = getattr(owner, name), []
+
+    def stopping(*arguments, **options):
+        calls.append(1)
+        if len(calls) == call:
+            raise Stop
+        return original(*arguments, **options)
+
+    patch.setattr(owner, name, stopping)

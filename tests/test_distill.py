@@ -17,7 +17,7 @@ from drawing import drawing
 from hypothesis import given
 from hypothesis import strategies as st
 from random_models import PROMPTS, ROOT, random_model
-from small_runs import InThisProcess
+from small_runs import InThisProcess, Stop, stop_at
 from small_runs import distill_config as config_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -485,22 +485,9 @@ def test_a_run_leaves_what_it_promises(finished, capsys):
     assert {"loss", "grad_norm", "lr", "skipped_updates", "completion_length", *CLOCKS[:3]} <= set(steps[0])
 
 
-class Stop(BaseException):
-    pass
-
-
-def stop_at(monkeypatch, name, call):
-    """The function raises at its n-th call, as a process that is killed there."""
-    owner = measurement if name == "measure" else examples if name == "generate" else distill
-    original, calls = getattr(owner, name), []
-
-    def stopping(*arguments, **options):
-        calls.append(1)
-        if len(calls) == call:
-            raise Stop
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(owner, name, stopping)
+def stop_in(patch, name, call):
+    """stop_at for a function of distill.py or of the files that it is made of."""
+    stop_at(patch, measurement if name == "measure" else examples if name == "generate" else distill, name, call)
 
 
 def test_a_run_that_is_stopped_in_every_stage_ends_as_the_uninterrupted_one(finished, tmp_path, no_pictures):
@@ -516,7 +503,7 @@ def test_a_run_that_is_stopped_in_every_stage_ends_as_the_uninterrupted_one(fini
     assert steps >= 5, "each is stopped between two checkpoints, of which there is one every two steps"
     for name, call, file in stops:
         with pytest.MonkeyPatch.context() as patch:
-            stop_at(patch, name, call)
+            stop_in(patch, name, call)
             with pytest.raises(Stop):
                 distill.run(config)
         if file:
@@ -524,7 +511,7 @@ def test_a_run_that_is_stopped_in_every_stage_ends_as_the_uninterrupted_one(fini
     same_results(distill.run(config), finished)
     with pytest.MonkeyPatch.context() as patch:  # and what is finished is not done again
         for name in ("generate", "filter_rows", "update", "measure"):
-            stop_at(patch, name, 1)
+            stop_in(patch, name, 1)
         distill.run(config)
 
 

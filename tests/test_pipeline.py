@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from random_models import ROOT
-from small_runs import InThisProcess, small_dataset, without_times
+from small_runs import InThisProcess, Stop, small_dataset, stop_at, without_times
 from small_runs import pipeline_config as config_of
 from transformers import AutoModelForCausalLM
 
@@ -229,23 +229,6 @@ def test_a_stage_by_itself_does_what_it_is_built_on_and_no_more():
 
 
 # ---------------------------------------------------------------- stopping and going on
-
-
-class Stop(BaseException):
-    pass
-
-
-def stop_at(patch, owner, name, call):
-    """The function raises at its n-th call, as a process that is killed there."""
-    original, calls = getattr(owner, name), []
-
-    def stopping(*arguments, **options):
-        calls.append(1)
-        if len(calls) == call:
-            raise Stop
-        return original(*arguments, **options)
-
-    patch.setattr(owner, name, stopping)
 
 
 def test_a_pipeline_that_is_killed_in_every_stage_ends_as_the_uninterrupted_one(finished, problems, tmp_path):

@@ -19,8 +19,11 @@ class ArgumentParser(argparse.ArgumentParser):
     usage.
     """
 
-    def __init__(self, sections, **options):
+    def __init__(self, sections, flags: dict[str, dict] | None = None, **options):
+        """flags: more of them, {name: options of add_argument}."""
         super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **options)
+        for name, of_flag in (flags or {}).items():
+            self.add_argument(f"--{name}", **of_flag)
         for section in sections:
             group = self.add_argument_group(section._argument_group_name)
             types = typing.get_type_hints(section)
@@ -47,12 +50,23 @@ def parse_bool(text: str) -> bool:
     return values[text.lower()]
 
 
+def read_early(arguments: list[str], flags: dict[str, dict]) -> argparse.Namespace:
+    """The values of these flags alone. For those that decide the others' defaults, which --help shows."""
+    return ArgumentParser((), flags, add_help=False).parse_known_args(arguments)[0]
+
+
+def similar(name: str, known) -> str:
+    """The known names that are spelled alike, as a question; "" if there is none."""
+    close = difflib.get_close_matches(name, known, n=2)
+    return f"{' or '.join(close)}?" if close else ""
+
+
 def parse_flags(parser: ArgumentParser, arguments: list[str]) -> dict:
     """{name: value} of every flag. An unknown one raises ValueError, with the flags that are spelled alike."""
     values, unknown = parser.parse_known_args(arguments)
     if unknown:
-        close = difflib.get_close_matches(unknown[0], parser._option_string_actions, n=2)
-        raise ValueError(f"unknown argument {unknown[0]!r}: " + (f"{' or '.join(close)}?" if close else "see --help"))
+        close = similar(unknown[0], parser._option_string_actions)
+        raise ValueError(f"unknown argument {unknown[0]!r}: {close or 'see --help'}")
     return {name: _expand_home(name, value) for name, value in vars(values).items()}
 
 

@@ -1,10 +1,11 @@
 """--config: settings in a JSON file, read without torch. tracking/run_config.py puts flags over them."""
 
-import difflib
 import json
 import os
 import typing
 from types import UnionType
+
+from tracking.argument_parser import similar
 
 # Where a run was and what was asked of it: a run that is made again from its args.json has these of its own.
 NOT_REPEATED = ("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "dry_run", "doctor", "eval_only")
@@ -28,10 +29,8 @@ def read_config(path: str, sections, presets: dict) -> dict:
     types["preset"] = str
     for name, value in values.items():
         if name not in types:
-            close = difflib.get_close_matches(name, types, n=2)
-            raise ValueError(
-                f"--config {path}: unknown setting {name!r}" + (f": {' or '.join(close)}?" if close else "")
-            )
+            close = similar(name, types)
+            raise ValueError(f"--config {path}: unknown setting {name!r}" + (f": {close}" if close else ""))
         if not _has_type(value, types[name]):
             kind = getattr(types[name], "__name__", types[name])
             raise ValueError(f"--config {path}: {name} is {value!r}: must be of the type {kind}")

@@ -29,6 +29,7 @@ from rollout import Rollout, generate
 from tracking import checkpoints, readiness, step_records
 from tracking.findings import Finding, judge
 from tracking.memory import empty_model, memory_table, num_parameters
+from tracking.training_run import is_due
 
 GIB = 2**30
 FIRST_PROBLEMS = 4  # of a step, sampled first on a CPU
@@ -384,12 +385,8 @@ def examine_pass_rate(config, step: FirstStep, actor, tokenizer, problems) -> Fi
 
 
 def num_evaluations(config) -> int:
-    """How many evaluations a run makes: before the first step, every eval_steps, and with every checkpoint
-    (TrainingRun.is_due)."""
-    steps = range(1, config.max_steps + 1)
-    return 1 + sum(
-        step % config.eval_steps == 0 or step % config.save_steps == 0 or step == config.max_steps for step in steps
-    )
+    """How many evaluations a run makes: before the first step, and after every step that is due."""
+    return 1 + sum(is_due(config, step, config.max_steps) for step in range(1, config.max_steps + 1))
 
 
 def passes_of_evaluation(config) -> int:
@@ -411,7 +408,7 @@ def rows_of_run(config, separate_actor: bool, num_test_problems: int) -> dict[st
     Of the differentiated ones an update leaves out those without an advantage, so that is the most there can be.
     """
     rows, evaluations = config.problems_per_step * config.group_size, num_evaluations(config)
-    detailed = evaluations - 1 + (1 % config.eval_steps != 0 and 1 % config.save_steps != 0 and config.max_steps != 1)
+    detailed = evaluations - 1 + (not is_due(config, 1, config.max_steps))
     return {
         "sampled": config.max_steps * rows,
         "evaluated": evaluations * passes_of_evaluation(config) * min(config.eval_problems, num_test_problems),

@@ -23,7 +23,7 @@ import rldatasets
 from engine import device
 from engine.sampling_params import SAMPLINGS, STARTS, WEIGHTINGS, SoftThinking
 from rewards.judge import check_judge
-from tracking.argument_parser import ArgumentParser, parse_flags
+from tracking.argument_parser import ArgumentParser, parse_flags, read_early
 from tracking.config_file import read_config
 
 # The choices of grpo.py, which imports torch; a test compares them.
@@ -147,45 +147,55 @@ class Judge:
 
 
 @dataclass
-class Optimization:
-    _argument_group_name = "optimization"
-    max_steps: int = setting(60, "rollouts in the run")
+class OptimizerSteps:
+    """What main.py and self_play.py set alike."""
+
+    max_steps: int = setting(60, "steps of the run: each samples, then learns from what was sampled")
     learning_rate: float = setting(1e-6, "peak of the schedule")
     warmup_steps: int = setting(5, "linear warm-up")
     final_lr_fraction: float = setting(1.0, "linear decay to this share of the peak at the end of the run")
-    updates_per_rollout: int = setting(1, "passes over each rollout; 1 with 1 minibatch is exactly on-policy")
+    updates_per_rollout: int = setting(1, "passes over what was sampled; 1 with 1 minibatch is exactly on-policy")
     minibatches: int = setting(1, "optimizer steps a pass, each on an equal share of the groups")
     tokens_per_micro_batch: int = setting(
         2048, "tokens in one forward and backward pass, a group's prompt once (memory, not results)"
     )
     bf16: bool | None = setting(None, "fp32 weights under bf16 autocast, and a bf16 actor; default: on a GPU")
+    gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third more time")
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
+    seed: int = setting(0, "of the order of the data, or the start positions, and of the sampling")
+
+
+@dataclass
+class Optimization(OptimizerSteps):
+    _argument_group_name = "optimization"
     lora_rank: int = setting(0, "learn adapters of this rank and freeze the model (engine/lora.py; needs peft); 0: off")
     lora_alpha: float = setting(32.0, "adapters are multiplied by lora_alpha / lora_rank")
     compile: bool = setting(False, "torch.compile the policy's MLPs: a minute at first, then faster on a GPU")
     fsdp: bool = setting(False, "several processes: divide the fp32 weights and Adam's moments among them (FSDP2)")
-    gradient_checkpointing: bool = setting(False, "recompute activations: less memory, about a third more time")
-    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
-    seed: int = setting(0, "of the data order and the sampling")
 
 
 @dataclass
-class Output:
-    _argument_group_name = "evaluation and output"
+class RunFolder:
+    """What main.py and self_play.py set alike."""
+
     output_dir: str | None = setting(None, "the run's folder; default runs/PRESET, numbered if taken")
     overwrite_output_dir: bool = setting(False, "replace the run that is in output_dir")
     resume_from_checkpoint: str | None = setting(None, "latest, best, step-N or a path: go on from there in output_dir")
-    eval_steps: int = setting(
-        10, "evaluate on the test split every N steps; also at first, at last and with checkpoints"
-    )
-    eval_problems: int = setting(1024, "how many test problems")
+    eval_steps: int = setting(10, "evaluate every N steps; also at first, at last and with checkpoints")
     save_steps: int = setting(60, "checkpoint every N steps (also after the last)")
     save_total_limit: int = setting(2, "keep the newest N checkpoints, and latest and best")
+    report_to: str = setting("none", "a tracker, through accelerate", ("none", *TRACKERS))
+
+
+@dataclass
+class Output(RunFolder):
+    _argument_group_name = "evaluation and output"
+    eval_problems: int = setting(1024, "how many test problems")
     save_merged: bool = setting(False, "with --lora_rank: checkpoints hold the merged model too, beside the adapter")
     dry_run: bool = setting(False, "print the effective settings and the first prompt, and train nothing")
     doctor: bool = setting(False, "check model, data and machine, estimate memory and hours, and train nothing")
     eval_only: bool = setting(False, "measure the model on the test split, greedy and sampled, and train nothing")
     eval_samples: int = setting(1, "answers sampled to each problem by eval_only; N > 1: pass@2, 4, ... N, majority")
-    report_to: str = setting("none", "a tracker, through accelerate", ("none", *TRACKERS))
 
 
 @dataclass
@@ -378,17 +388,15 @@ def parse(
     printed, with its reason. --device is no setting of the run, which may be resumed on another one: it is applied to
     this process (engine/device.py).
     """
-    parser = ArgumentParser(sections, prog=prog, description=description)
-    parser.add_argument("--preset", choices=presets, help="a set of defaults")
-    parser.add_argument("--config", help="a JSON file of settings, as a run's args.json; flags win over it")
-    parser.add_argument(
-        "--device", choices=device.CHOICES, default="auto", help="where the models live; auto: cuda, else mps, else cpu"
-    )
-    first = ArgumentParser((), add_help=False)  # read first, so that --help shows the preset's defaults
-    first.add_argument("--preset", choices=presets)
-    first.add_argument("--config")
-    first.add_argument("--device", choices=device.CHOICES, default="auto")
-    asked, why = first.parse_known_args(arguments)[0], "as asked"
+    flags = {
+        "preset": dict(choices=presets, help="a set of defaults"),
+        "config": dict(help="a JSON file of settings, as a run's args.json; flags win over it"),
+        "device": dict(
+            choices=device.CHOICES, default="auto", help="where the models live; auto: cuda, else mps, else cpu"
+        ),
+    }
+    parser = ArgumentParser(sections, flags, prog=prog, description=description)
+    asked, why = read_early(arguments, flags), "as asked"
     if asked.device == "cuda" and not has_cuda_device():
         raise ValueError("--device cuda: no CUDA device here")
     from_file = read_config(asked.config, sections, presets) if asked.config else {}

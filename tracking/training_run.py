@@ -71,6 +71,16 @@ class SignalHandler:
         print("\nfinishing this step, then saving; once more ends at once", file=sys.stderr)
 
 
+def is_saved(config, step: int, max_steps: int) -> bool:
+    """Whether a checkpoint is written after the step: every save_steps, and at last."""
+    return step % config.save_steps == 0 or step == max_steps
+
+
+def is_due(config, step: int, max_steps: int) -> bool:
+    """Whether the step is evaluated: every eval_steps, and with every checkpoint."""
+    return step % config.eval_steps == 0 or is_saved(config, step, max_steps)
+
+
 class TrainingRun:
     """One training run in one folder; see the module. Every process of a run makes one, the main process writes."""
 
@@ -173,11 +183,11 @@ class TrainingRun:
             assert self.last_step == step, f"finish_step was not called for step {step}"
 
     def is_due(self, step: int) -> bool:
-        """Whether the step is evaluated: every eval_steps, with every checkpoint, and at last."""
-        return step % self.config.eval_steps == 0 or self._saves(step)
+        """Whether the step is evaluated."""
+        return is_due(self.config, step, self.max_steps)
 
     def _saves(self, step: int) -> bool:
-        return step % self.config.save_steps == 0 or step == self.max_steps
+        return is_saved(self.config, step, self.max_steps)
 
     @contextlib.contextmanager
     def timer(self, phase: str):
