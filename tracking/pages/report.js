@@ -137,7 +137,7 @@ function chartCard({ title, unit, percent: isShare, curves }) {
   const steps = [...new Set(curves.flatMap((curve) => curve.steps))].sort((a, b) => a - b);
   const first = steps[0], last = steps.at(-1);
   const all = curves.flatMap((curve) => [...curve.values, ...curve.intervals.flatMap((i) => i ?? [])]);
-  const low = Math.min(0, ...all), high = Math.max(...all) > low ? Math.max(...all) * 1.04 : low + 1;
+  const low = Math.min(0, ...all), top = Math.max(...all), high = top > low ? top + 0.04 * (top - low) : low + 1;
   const x = (step) => LEFT + (WIDTH - LEFT - RIGHT) * (last > first ? (step - first) / (last - first) : 0.5);
   const y = (value) => TOP + (HEIGHT - TOP - BOTTOM) * (1 - (value - low) / (high - low));
   const picture = addShape(document.createElement("div"), "svg",
@@ -300,9 +300,12 @@ function showGame() {
   }));
 }
 
-get("game-section").hidden = !data.games.length;
-document.querySelector('nav a[href="#games"]').hidden = !data.games.length;
-if (data.games.length) {
+const hasGames = data.games.length > 0;  // then there are no groups of answers to one problem
+for (const [kind, hidden] of [["game", !hasGames], ["sample", hasGames]]) {
+  get(`${kind}-section`).hidden = hidden;
+  document.querySelector(`nav a[href="#${kind}s"]`).hidden = hidden;
+}
+if (hasGames) {
   get("game-step").replaceChildren(...data.games.map(({ step }) => make("option", "", step)));
   get("game-step").addEventListener("change", showGameStep);
   get("game").addEventListener("change", showGame);
