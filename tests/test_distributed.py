@@ -193,6 +193,8 @@ def test_a_signal_to_one_process_ends_all_with_a_checkpoint(tmp_path):
     try:
         wait_for_steps(tmp_path / "run", running)
         os.kill(running.processes[1].pid, signal.SIGTERM)
+        for process in running.processes:  # each by itself: finish() sends the signal again to those that are slower
+            process.join(60)
     except BaseException:
         running.kill()
         raise
