@@ -34,7 +34,7 @@ from engine.cuda_graphs import StepGraphs
 from engine.head import head_logits
 from engine.kv_cache import DenseKVCache, FlatKVCache
 from engine.out_of_memory import retry_smaller
-from engine.sampling import draw, gumbel_draw, gumbel_logprobs, precise_dtype
+from engine.sampling import draw, entropy_of, gumbel_draw, gumbel_logprobs, precise_dtype
 from engine.sampling_params import SamplingParams
 from soft_thinking import SoftThinking, SoftThinkingController, TagMatcher, heaviest_draw, mixture_weights
 
@@ -254,7 +254,7 @@ class Decoder:
             logits.div_(self.temperature)
         logprobs = torch.log_softmax(logits, dim=-1)
         probs = torch.exp(logprobs, out=logits)  # in place: with a large vocabulary, memory traffic is the cost
-        entropy = -torch.linalg.vecdot(probs, logprobs)  # (n,)
+        entropy = entropy_of(probs, logprobs)  # (n,)
         is_soft, forced = self.soft_controller.decide(rows, probs, entropy, t)
         if self.gumbel:
             drawn = gumbel_draw(probs, self.uniform[rows, t])  # draws (n, K), gaps (n, K), log of the rest (n,)

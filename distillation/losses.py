@@ -54,8 +54,14 @@ def token_losses(policy, teacher, rollout: Rollout, rows: list[int], loss: str, 
     with torch.no_grad():
         teacher_hidden = llms.completion_hidden(teacher, rollout, rows)[0]  # (N, the teacher's H)
 
+    device = rollout.draws.device.type
+    low = dict(dtype=torch.get_autocast_dtype(device), enabled=torch.is_autocast_enabled(device))
+
     def one_chunk(student_hidden, teacher_hidden):
-        student, teacher_logits = head_logits(policy, student_hidden), head_logits(teacher, teacher_hidden)
+        # Each chunk casts the head for itself: autograd then adds the chunks' gradients in the weights' fp32. Of one
+        # cast for all, which autocast would keep, it would add them in 16 bits.
+        with torch.autocast(device, cache_enabled=False, **low):
+            student, teacher_logits = head_logits(policy, student_hidden), head_logits(teacher, teacher_hidden)
         in_width = student[:, :width]
         losses = divergence(in_width.log_softmax(dim=-1), teacher_logits[:, :width].log_softmax(dim=-1), loss, beta)
         if readable is None:

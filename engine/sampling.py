@@ -46,6 +46,14 @@ def precise_dtype(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
+def entropy_of(probs: torch.Tensor, logprobs: torch.Tensor) -> torch.Tensor:
+    """-sum p log p of each row, in nats. (n, V) each -> (n,). Two passes over the vocabulary on a GPU, where passes are
+    the cost. On a CPU a product's terms are added in one run (1e-3 nats off at V = 151,936), vecdot's in pairs."""
+    if probs.is_cuda:
+        return -torch.bmm(probs[:, None], logprobs[:, :, None]).flatten()
+    return -torch.linalg.vecdot(probs, logprobs)
+
+
 def draw(probs: torch.Tensor, uniform: torch.Tensor, greedy: bool = False, topk: bool = False) -> torch.Tensor:
     """K independent draws a row. probs: (n, V) float32, uniform: (n, K) float64 in [0, 1) -> (n, K) long.
 

@@ -331,6 +331,34 @@ def test_heads_that_the_flash_kernel_refuses_are_decoded_without_it(tokenizer):
         assert type(decoder_for(narrow, tokenizer, params, 4, 20)) is Decoder
 
 
+class LargeResults(TorchDispatchMode):
+    """The operators that write at least so many numbers."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.names = size, []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        view = operator.is_view or operator.namespace == "prim"
+        if isinstance(result, torch.Tensor) and result.numel() >= self.size and not view:
+            self.names.append(operator.overloadpacket.__name__)
+        return result
+
+
+def test_sampling_writes_the_vocabulary_three_times(tokenizer):
+    """Logits, log-probs, probabilities: each is 156 MB for 256 rows of Qwen2.5."""
+    with fake_cuda() as cuda:
+        model = qwen_25(cuda, "0.5b")
+        params = SamplingParams(SoftThinking(k=1), 1.0, (151_643,), None, max_new_tokens=8)
+        decoder = Decoder(model, tokenizer, params, 12, 20)
+        rows = torch.arange(12, device=cuda.device)
+        hidden = torch.empty(12, 896, dtype=torch.bfloat16, device=cuda.device)
+        with LargeResults(12 * 151_936) as large:
+            decoder.sample_tokens(rows, hidden, 0)
+        assert large.names == ["mm", "_log_softmax", "exp"]
+
+
 class Products(TorchDispatchMode):
     """Counts the matrix products, by their results' precision."""
 

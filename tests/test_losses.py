@@ -80,3 +80,23 @@ def test_heads_with_a_scale_are_compared_as_the_models_compute_them(tokenizer):
     ids = torch.cat([rollout.prompt_ids[0], rollout.trace_ids[0, : len(losses)]])
     t, s = (m(ids[None]).logits[0, -len(losses) - 1 : -1].log_softmax(-1) for m in (teacher, student))
     assert torch.allclose(losses, (t.exp() * (t - s)).sum(-1), atol=1e-4)
+
+
+def test_the_heads_gradient_is_the_fp32_sum_of_many_chunks(on_policy, monkeypatch):
+    """Under autocast the products have 16 bits. A sum in 16 bits would lose what is small against it."""
+    student, rollout = on_policy
+    teacher, errors = random_model(seed=1), []
+    weight = student.get_output_embeddings().weight
+
+    def gradient(max_logits, dtype):
+        monkeypatch.setattr(head, "MAX_LOGITS", max_logits)
+        student.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            losses = token_losses(student, teacher, rollout, range(12), "fkl")
+        losses.sum().backward()
+        return weight.grad.clone()
+
+    exact = gradient(2**26, torch.float32)
+    for max_logits in (2**26, 4 * WIDTH):  # all positions at once, and one at a time
+        errors.append((gradient(max_logits, torch.bfloat16) - exact).norm() / exact.norm())
+    assert errors[0] < 0.02 and errors[1] < 1.5 * errors[0], errors
