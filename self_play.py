@@ -106,20 +106,22 @@ def train(config: SelfPlayConfig, signals: SignalHandler | None = None) -> Path:
                 play(game, matches, f"{config.seed}-{step}", measurement.plies(game, config))
                 rollout = learner.rollout()
 
-            # 2. Compare: a seat's outcome with the same seat's outcomes in its group. All processes' games.
+            # 2. Compare: an answer's outcome with that of others. All processes' games.
             gathered = distributed.all_gather([(match.index, match.outcome) for match in matches])
             outcomes = torch.tensor([outcome for _, outcome in sorted(gathered)])  # (games, 2)
             advantages = seat_advantages(outcomes, config, setup.means)  # (games, 2)
             advantages = control_advantages(advantages, config, step)
+            rows, advantages = learned_rows(matches, advantages, rollout, config)  # of each minibatch, and (B,)
+            if config.baseline == "position":
+                advantages -= position_means(matches, advantages)
 
-            # 3. Update: every answer of the learner is a row with the advantage of its game and seat.
-            rows, row_advantages = learned_rows(matches, advantages, rollout, config)
+            # 3. Update: every answer of the learner is a row.
             set_learning_rate(optimizer, config, step, config.max_steps)
             with run.timer("train"):
-                row_advantages = row_advantages.to(policy.device)
                 stats = update(
-                    policy, setup.actor, setup.reference, optimizer, rollout, row_advantages, config, budget, rows
-                )
+                    policy, setup.actor, setup.reference, optimizer, rollout, advantages.to(policy.device), config,
+                    budget, rows,
+                )  # fmt: skip
                 llms.sync_actor(setup.actor, policy)
             if step % config.snapshot_steps == 0 and step < config.max_steps:
                 add_snapshot(setup, step, config.pool)
@@ -161,8 +163,10 @@ def seat_advantages(outcomes: torch.Tensor, config: SelfPlayConfig, means: list[
     A game is zero-sum, so the mean over both seats is near 0 whatever the policy does, and a seat with the better
     chances would be praised for having them: the baseline is the seat's own. group: the mean of the seat's outcomes in
     the group (GRPO). ema: a moving mean of the seat's outcomes (role-conditioned advantages, SPIRAL, arXiv 2506.24119);
-    `means`, of the steps before, is updated.
+    `means`, of the steps before, is updated. position: the outcomes as they are, for position_means.
     """
+    if config.baseline == "position":
+        return outcomes
     if config.baseline == "group":
         seats = [compute_advantages(seat, config.group_size, config.advantage_scale) for seat in outcomes.unbind(dim=1)]
         return torch.stack(seats, dim=1)
@@ -186,6 +190,19 @@ def learned_rows(matches, advantages, rollout, config: SelfPlayConfig) -> tuple[
     for ids in rollout.prompt_ids:
         order.setdefault(id(ids), len(order))
     return [sorted(share, key=lambda row: order[id(rollout.prompt_ids[row])]) for share in shares], row_advantages
+
+
+def position_means(matches: list[Match], outcomes: torch.Tensor) -> torch.Tensor:
+    """Collective. The mean outcome of all answers of the step to the same prompt, for each answer. (B,) -> (B,).
+
+    A game's outcome is that of all its answers, good and bad ones. Compared with other answers to the same position,
+    each has the credit of its own choice alone, on average: whatever came before is the same for all of them.
+    """
+    prompts = {ply.row: ply.prompt for match in matches for ply in match.plies if ply.player == "policy"}
+    of_prompt: dict[str, list[float]] = {}
+    for prompt, outcome in distributed.all_gather([(prompts[row], outcomes[row].item()) for row in prompts]):
+        of_prompt.setdefault(prompt, []).append(outcome)
+    return torch.tensor([records.mean(of_prompt[prompts[row]]) for row in range(len(outcomes))])
 
 
 def evaluate(config: SelfPlayConfig, setup: Setup, learner: ModelPlayer) -> tuple[dict[str, float], list[dict]]:

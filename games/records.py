@@ -20,7 +20,7 @@ LOGGED_GROUPS, LOGGED_GAMES = 4, 4  # of a step, and of each of those groups: th
 
 def of_matches(game: Game, matches: list[Match], rollout: Rollout, advantages: torch.Tensor) -> list[dict]:
     """Collective. This process's games, with the answers of the policy in `rollout` -> the records of all processes'
-    games, in the order of the step. advantages: (games, 2) of the step."""
+    games, in the order of the step. advantages: (B,), of those answers."""
     lengths, entropy = rollout.lengths.tolist(), rollout.entropy.sum(dim=1).tolist()
     records = []
     for match in matches:
@@ -34,7 +34,7 @@ def of_matches(game: Game, matches: list[Match], rollout: Rollout, advantages: t
                 "board": game.board(ply.state),
                 "after": "no move" if isinstance(after, Illegal) else game.board(after),
                 "reward": match.outcome[ply.seat],
-                "advantage": round(advantages[match.index, ply.seat].item(), 6),
+                "advantage": 0.0 if ply.player != "policy" else round(advantages[ply.row].item(), 6),
                 "length": 0 if ply.player != "policy" else lengths[ply.row],
                 "entropy": 0.0 if ply.player != "policy" else entropy[ply.row],
                 "finish": "stop" if ply.player != "policy" else rollout.finish[ply.row],

@@ -26,7 +26,7 @@ from games.debate import Debate
 from games.judge import ModelJudge
 from games.nim import Nim
 from games.nim import State as Heap
-from games.play import Match, ModelPlayer, PerfectPlayer, RandomPlayer, play
+from games.play import Match, ModelPlayer, PerfectPlayer, Ply, RandomPlayer, play
 from games.tictactoe import TicTacToe
 from rollout import Rollout, generate
 from tracking import report, report_games
@@ -61,6 +61,24 @@ def test_the_moving_mean_is_that_of_the_steps_before():
     assert first.tolist() == [[1, -1], [1, -1.5]] and means == [0.25, -0.3125]
     second = self_play.seat_advantages(torch.tensor([[0.0, 0.0]]), config, means)
     assert second.tolist() == [[-0.25, 0.3125]]
+
+
+def test_an_answer_is_compared_with_all_answers_at_its_position():
+    config = self_play_config("unused", baseline="position")
+    outcomes = torch.tensor([[1.0, -1.0], [-1.0, 1.0], [-1.5, 0.5]])
+    assert torch.equal(self_play.seat_advantages(outcomes, config, [0.0, 0.0]), outcomes)
+    plies = [
+        [(0, "policy", "9 left", 3), (1, "snapshot", "6 left", 3), (0, "policy", "4 left", 0)],
+        [(0, "policy", "9 left", 1), (1, "policy", "8 left", 2)],
+        [(1, "policy", "9 left", 4)],
+    ]
+    matches = [
+        Match(i, None, (), [Ply(seat, player, None, prompt, "1", row) for seat, player, prompt, row in rows])
+        for i, rows in enumerate(plies)
+    ]
+    of_rows = torch.tensor([1.0, -1.0, 1.0, 1.0, 0.5])
+    means = self_play.position_means(matches, of_rows)
+    assert torch.allclose(means, torch.tensor([1.0, 0.5 / 3, 1.0, 0.5 / 3, 0.5 / 3]))
 
 
 def test_the_control_deals_the_same_advantages_to_others():
@@ -397,7 +415,8 @@ def test_a_resumed_run_keeps_its_settings(tmp_path):
 def test_two_processes_play_and_learn_what_one_does(tmp_path):
     flags = (
         "--game nim --games_per_step 32 --group_size 4 --minibatches 2 --max_steps 3 --cold_start_steps 3 "
-        "--cold_start_rows 17 --eval_steps 3 --eval_games 10 --snapshot_steps 1 --learning_rate 1e-4 --device cpu"
+        "--cold_start_rows 17 --eval_steps 3 --eval_games 10 --snapshot_steps 1 --learning_rate 1e-4 --device cpu "
+        "--baseline position"
     ).split()
     for name, num_processes in (("one", 1), ("two", 2)):
         folder = str(tmp_path / name)

@@ -7,6 +7,10 @@
 The weak judge is the embedded model itself, trained for a minute to say which of two answers of the untrained policy is
 the right one. A policy that is trained against it alone leaves the answers that it knows.
 
+A judged reward is a share of wins within the group, so its mean is 0.5 whatever the policy does. What the judge thinks
+of the policy as a whole is measured afterwards: it compares the answers of each checkpoint with those of the untrained
+policy to the same problems.
+
 The runs share everything but the flags below: 30 steps of 16 problems x 8 answers, one seed. So a difference between
 two runs is an illustration and no result; docs/study.md compares with five seeds.
 """
@@ -25,10 +29,11 @@ SETTINGS = (
     "--preset tiny --seed 0 --max_steps 30 --problems_per_step 16 --group_size 8 --final_lr_fraction 1 --eval_steps 10 "
     "--eval_problems 256 --save_steps 30 --save_total_limit 1 --overwrite_output_dir"
 ).split()
+CHECKPOINTS = ["--save_steps", "5", "--save_total_limit", "10"]
 VARIANTS = {
-    "rule": ["--rewards", "accuracy"],
-    "judge": ["--rewards", "judge", "--judge_model", str(JUDGE)],
-    "random_judge": ["--rewards", "judge", "--judge_model", "random"],
+    "rule": ["--rewards", "accuracy", *CHECKPOINTS],
+    "judge": ["--rewards", "judge", "--judge_model", str(JUDGE), *CHECKPOINTS],
+    "random_judge": ["--rewards", "judge", "--judge_model", "random", *CHECKPOINTS],
     "both": [],  # the preset's own rewards: accuracy and format
     "brevity": ["--rewards", f"accuracy:1,format:0.5,{HERE / 'brevity.py'}:brevity:0.2"],
     "dynamic_sampling": ["--dynamic_sampling", "2"],
@@ -39,6 +44,7 @@ VARIANTS = {
     "clip_plain": ["--updates_per_rollout", "2"],
     "top_entropy": ["--top_entropy", "0.2"],
 }
+JUDGED = {"judge": "weak judge alone", "random_judge": "random judge", "rule": "rule (accuracy)"}
 KEPT = (
     "step", "reward", "reward/judge", "reward/accuracy", "reward/format", "reward/brevity", "accuracy", "format_rate",
     "completion_length", "entropy", "zero_std_groups", "judge/ties", "judge/position_bias", "judge/agreement",
@@ -110,22 +116,58 @@ def train_judge(steps: int = 60, batch: int = 32, learning_rate: float = 1e-3) -
     (HERE / "metrics" / "judge.txt").write_text(text + "\n", encoding="utf-8")
 
 
+def measure_preference(name: str, num_problems: int = 256) -> None:
+    """What the weak judge thinks of each checkpoint of the run: the share of wins against the untrained policy, one
+    answer to each test problem, beside accuracy and length -> metrics/NAME-preference.jsonl."""
+    import torch
+
+    import evaluator
+    import llms
+    import rldatasets
+    from rewards.judge import ModelVerdicts
+    from tracking.run_config import PRESETS, GRPOConfig
+
+    config = GRPOConfig(**PRESETS["tiny"])
+    problems = rldatasets.generate_arithmetic("test", num_problems)
+    verdicts, rows, base = ModelVerdicts(str(JUDGE), config), [], None
+    for step in range(0, 31, 5):
+        model, tokenizer = llms.load(str(RUNS / name / "checkpoints" / f"step-{step}") if step else "tiny")
+        measured = evaluator.evaluate(model, tokenizer, problems, temperature=1.0, **config.answering(tokenizer))
+        records = measured["records"]
+        base = base or records
+        with torch.no_grad():
+            pairs = [(r["question"], r["completion"], b["completion"]) for r, b in zip(records, base, strict=True)]
+            forward, backward = verdicts(pairs), verdicts([(q, second, first) for q, first, second in pairs])
+        wins = [(1 - f + b) / 2 for f, b in zip(forward, backward, strict=True)]
+        row = {"step": step, "preferred": sum(wins) / len(wins), "ties": wins.count(0.5) / len(wins)}
+        row |= {key: measured[key] for key in ("accuracy", "accuracy_low", "accuracy_high", "length")}
+        rows.append({key: round(value, 4) for key, value in row.items()})
+        print(rows[-1], flush=True)
+    write_rows(f"{name}-preference", rows)
+
+
 # ---------------------------------------------------------------- the runs
+
+
+def write_rows(name: str, rows: list[dict]) -> None:
+    target = HERE / "metrics" / f"{name}.jsonl"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def train(names: list[str]) -> None:
     for name in names:
-        target = HERE / "metrics" / f"{name}.jsonl"
-        if target.exists():
+        if (HERE / "metrics" / f"{name}.jsonl").exists():
             continue
-        if name == "judge" and not JUDGE.exists():
+        if name in JUDGED and not JUDGE.exists():
             train_judge()
         command = [sys.executable, "main.py", *SETTINGS, *VARIANTS[name], "--output_dir", str(RUNS / name)]
         subprocess.run(command, cwd=ROOT, check=True)
         rows = [json.loads(line) for line in (RUNS / name / "metrics.jsonl").read_text().splitlines()]
         kept = [{k: round(v, 5) if isinstance(v, float) else v for k, v in row.items() if k in KEPT} for row in rows]
-        target.parent.mkdir(exist_ok=True)
-        target.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        if name in JUDGED:
+            measure_preference(name)
+        write_rows(name, kept)
 
 
 # ---------------------------------------------------------------- the pictures
@@ -143,17 +185,17 @@ def show() -> None:
 
     done = [name for name in VARIANTS if (HERE / "metrics" / f"{name}.jsonl").exists()]
     panels = (
-        ("reward", "reward that is trained on"), ("eval/accuracy", "true accuracy, test"),
-        ("completion_length", "answer length, tokens"),
+        ("preferred", "weak judge prefers it to the untrained policy"), ("accuracy", "true accuracy, test"),
+        ("length", "answer length, tokens"),
     )  # fmt: skip
-    judged = {"judge": "weak judge alone", "random_judge": "random judge", "rule": "rule (accuracy)"}
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
     for axis, (key, title) in zip(axes, panels, strict=True):
-        for name, label in judged.items():
-            if name in done:
-                points = [(row["step"], row[key]) for row in rows_of(name) if key in row]
-                axis.plot(*zip(*points, strict=True), label=label, marker="o" if len(points) < 9 else None)
+        for name, label in JUDGED.items():
+            rows = rows_of(f"{name}-preference")
+            axis.plot([row["step"] for row in rows], [row[key] for row in rows], label=label, marker="o")
         axis.set(title=title, xlabel="step")
+    axes[0].set_ylim(0, 1)
+    axes[1].set_ylim(0, 1)
     axes[0].legend(frameon=False)
     figure.savefig(HERE / "judge.png", dpi=120)
 

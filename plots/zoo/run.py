@@ -59,7 +59,7 @@ class Run:
 def changed_advantages(change):
     """change(advantages) in the place of compute_advantages' result."""
     real = main.compute_advantages
-    return lambda: mock.patch.object(main, "compute_advantages", lambda *arguments: change(real(*arguments)))
+    return lambda: mock.patch.object(main, "compute_advantages", lambda *a, **named: change(real(*a, **named)))
 
 
 def rewarded_by_company(reward):
