@@ -46,8 +46,8 @@ class Playing:
 class Objective:
     _argument_group_name = "advantages and loss"
     baseline: str = setting(
-        "group", "what an outcome is compared with: its seat's mean in the group, its moving mean (ema), or the mean of "
-        "all answers to the same position", ("group", "ema", "position"),
+        "group", "what an outcome is compared with: its seat's mean in the group, its moving mean (ema), or the mean "
+        "of all answers to the same position", ("group", "ema", "position"),
     )  # fmt: skip
     ema_decay: float = setting(0.95, "of the moving mean, per step")
     advantage_scale: str = setting("none", "whose standard deviation divides the group's advantages", ADVANTAGE_SCALES)
