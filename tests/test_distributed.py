@@ -65,13 +65,18 @@ def test_two_processes_end_where_one_does(one, tmp_path):
     assert json.loads((tmp_path / "two" / "args.json").read_text())["processes"] == 2
 
 
-def test_two_processes_replace_the_same_groups(tmp_path):
+def test_two_processes_replace_the_same_groups_and_learn_the_same_adapters(tmp_path):
     """Also where one of them has nothing to sample again."""
+    flags = ("--dynamic_sampling", "2", "--lora_rank", "4", "--save_merged")
     for name, num_processes in (("one", 1), ("two", 2)):
-        result = train(tmp_path / name, num_processes, "--dynamic_sampling", "2")
+        result = train(tmp_path / name, num_processes, *flags)
         assert result.returncode == 0, result.stderr[-2000:]
     same_run(tmp_path / "one", tmp_path / "two")
     assert sum(row["replaced_groups"] for row in log(tmp_path / "one")[1:]) > 0
+    file = "checkpoints/step-5/adapter/adapter_model.safetensors"
+    one, two = (load_file(tmp_path / name / file) for name in ("one", "two"))
+    assert all(one[name].abs().max() > 0 for name in one), "an adapter begins with B = 0"
+    assert one.keys() == two.keys() and all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
 
 
 DISTILL = (

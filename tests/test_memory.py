@@ -249,15 +249,30 @@ V, ROWS = 151_936, 16
 
 
 def test_one_steps_logits_against_what_sampling_makes(tokenizer):
-    """Ordinary sampling at the real vocabulary, in bf16: what is alive while a token is drawn."""
+    """Ordinary sampling at the real vocabulary, in bf16: what is alive while a token is drawn. A GPU does not make the
+    entropy's terms (tests/test_gpu_path.py)."""
     model = random_model(vocab_size=V, hidden_size=8, num_attention_heads=1, num_key_value_heads=1).bfloat16()
     params = SamplingParams(SoftThinking(k=1), 1.0, (2,), None, 4)
     decoder = Decoder(model, tokenizer, params, ROWS, 16)
     hidden = torch.randn(ROWS, 8, dtype=torch.bfloat16)
     with torch.no_grad(), LiveBytes() as live:
         decoder.sample_tokens(torch.arange(ROWS), hidden, 0)
-    table = table_of(model.config, on_gpu=True, problems_per_step=ROWS // 2)
-    assert entry(table, "rollout: one step's logits") == pytest.approx(live.peak, rel=0.1)
+    one = ROWS * V * 4
+    for on_gpu, expected in ((False, live.peak), (True, live.peak - one)):
+        table = table_of(model.config, on_gpu, problems_per_step=ROWS // 2)
+        assert entry(table, "rollout: one step's logits") == pytest.approx(expected, rel=0.1)
+
+
+def test_a_local_judge_is_counted():
+    policy, judge = random_model(), random_model(hidden_size=128)
+    for on_gpu, name in ((False, "judge, fp32"), (True, "judge, bf16")):
+        without = table_of(policy.config, on_gpu)
+        table = memory.memory_table(
+            tiny_config(None, minibatches=1, problems_per_step=2, group_size=2, max_prompt_length=64,
+                        max_completion_length=32), policy.config, on_gpu, judge.config,
+        )  # fmt: skip
+        assert table[name] == size_of(judge.parameters()) / (1 + on_gpu)
+        assert table["peak"] == without["peak"] + table[name] and name not in without
 
 
 def test_a_chunk_of_the_head_against_what_its_passes_make(monkeypatch):

@@ -214,7 +214,10 @@ def examine_prompts(config, tokenizer, problems):
 def examine_memory(config, model_config):
     """Yields the rows of the memory table, and a Finding that compares the peak with the free memory."""
     device = default_device()
-    table = memory_table(config, model_config, on_gpu=device.type == "cuda")
+    judge_config = None
+    if config.judge_model not in (None, "random"):
+        judge_config = llms.load_config(config.judge_model, config.trust_remote_code)
+    table = memory_table(config, model_config, device.type == "cuda", judge_config)
     for name, size in table.items():
         if name != "peak":
             yield Finding("ok", "memory", f"{size / GIB:8.2f} GiB  {name}")

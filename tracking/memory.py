@@ -16,11 +16,12 @@ from engine import head, lora
 CUBLAS_WORKSPACES = 4 * 32 * 2**20
 
 
-def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
+def memory_table(config, model_config, on_gpu: bool, judge_config=None) -> dict[str, float]:
     """Name -> size in bytes of everything that one process of a run holds, and the "peak".
 
-    config: GRPOConfig; model_config: of the policy. Names that begin with "rollout:" or "update:" are held in that
-    phase only. The phases never overlap, so the peak is the permanent part plus the larger phase.
+    config: GRPOConfig; model_config: of the policy; judge_config: of the local model that judges, if one does. Names
+    that begin with "rollout:" or "update:" are held in that phase only. The phases never overlap, so the peak is the
+    permanent part plus the larger phase.
 
     On a GPU the policy is fp32 under bf16 autocast, the actor is a bf16 copy, and the cache of keys and values stays
     allocated between rollouts, in rows of a multiple of 256 tokens. So does the pool of the CUDA graphs, which share
@@ -43,13 +44,17 @@ def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
     adapted = [m.weight for m in model.base_model.modules() if type(m) is torch.nn.Linear] if rank else []
     learning = sum(rank * sum(weight.shape) for weight in adapted) if rank else N
     in_low = sum(weight.numel() for weight in adapted)
+    judge = num_parameters(empty_model(judge_config)) if judge_config else 0
+    reference = 0  # none: with LoRA it is the policy without its adapters
+    if config.beta > 0 and not rank:
+        reference = 4 * N - 2 * (matrices - V * H * c.tie_word_embeddings) * on_gpu
     if config.gradient_checkpointing:  # the fp32 input of each layer, and all of the layer that is being recomputed
         per_token = c.num_hidden_layers * H * 4 + per_layer
     chunk = head.max_logits("cuda" if on_gpu else "cpu") // V
     positions = min(tokens, max(1, chunk))  # whose logits exist at the same time
 
-    # Three fp32 tensors at once while a token is drawn: log-probs, probabilities, and entropy terms.
-    step_logits = rows * V * 3 * 4
+    # fp32 tensors at once while a token is drawn: log-probs, probabilities and, on a CPU, entropy terms.
+    step_logits = rows * V * (2 if on_gpu else 3) * 4
     prompts = min(rows, max(config.problems_per_step, config.eval_problems))  # that are read in one call
 
     cache = f"keys and values of {rows} rows"
@@ -61,9 +66,8 @@ def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
         "Adam's two moments, fp32": 8 * learning,
         "actor, bf16": 2 * N if on_gpu else 0,
         "actor, fp32": 4 * N if rank and not on_gpu else 0,  # a copy with the merged weights
-        "reference": (4 * N - 2 * (matrices - V * H * c.tie_word_embeddings) * on_gpu)
-        if config.beta > 0 and not rank
-        else 0,
+        "reference": reference,
+        f"judge, {'bf16' if on_gpu else 'fp32'}": judge * low,
         cache: rows * -(-width // 256) * 256 * kv_bytes if on_gpu else 0,
         f"CUDA graphs of {rows} rows": step_logits + rows * (3 * wide + 4 * H) * low if on_gpu else 0,
         "cuBLAS workspaces": CUBLAS_WORKSPACES if on_gpu else 0,
@@ -79,9 +83,8 @@ def memory_table(config, model_config, on_gpu: bool) -> dict[str, float]:
         f"update: activations of {tokens} tokens": tokens * per_token,
         # fp32 logits; on a GPU also their gradient in bf16
         "update: one chunk of the head": positions * V * (4 + low % 4),
-        "update: the embedding's newest gradient": 0
-        if rank
-        else V * H * 2 * 4,  # its sum over chunks, and the newest chunk's
+        # its sum over chunks, and the newest chunk's
+        "update: the embedding's newest gradient": 0 if rank else V * H * 2 * 4,
     }
     table = {name: size for name, size in (permanent | rollout | update).items() if size}
     return table | {"peak": sum(permanent.values()) + max(sum(rollout.values()), sum(update.values()))}
