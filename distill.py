@@ -53,6 +53,7 @@ from distillation.examples import (
     gold_completion,
     gold_rows,
     sample,
+    unchecked_rows,
 )
 from distillation.losses import token_losses
 from distillation.measurement import measure_all, print_table, report_figure, sweep_figure
@@ -288,11 +289,14 @@ def filter_stage(config: DistillConfig, folders: dict[str, Path]) -> None:
 
 
 def train_stage(config: DistillConfig, folders: dict[str, Path]) -> None:
-    """distilled/ and gold/: the student after each of its two lessons, from the same start and problem by problem."""
+    """distilled/: the student after its lesson. gold/, unfiltered/: its twins, from the same start, after theirs."""
     rows = run_folder.JsonLines(folders["filter"] / "distill.jsonl").read()
     start = distributed.run_on_main(untrained_student, config, folders["train"])
     train_student(config, start, rows, folders["train"] / "distilled")
-    if config.control == "gold":
+    if config.control in ("unfiltered", "both"):
+        answers = run_folder.JsonLines(folders["generate"] / "teacher.jsonl").read()
+        train_student(config, start, unchecked_rows(answers, len(rows), config.seed), folders["train"] / "unfiltered")
+    if config.control in ("gold", "both"):
         plain = dataclasses.replace(config, loss="sft", on_policy_fraction=0.0)
         train_student(plain, start, gold_rows(rows, config), folders["train"] / "gold")
 
@@ -303,10 +307,10 @@ def report_stage(config: DistillConfig, folders: dict[str, Path]) -> None:
         "teacher": config.teacher_name,
         "untrained student": untrained_student(config, folders["train"]),
         "distilled student": str(folders["train"] / "distilled" / "checkpoints" / "latest"),
-        "gold-solution control": str(folders["train"] / "gold" / "checkpoints" / "latest"),
     }
-    if config.control != "gold":
-        del models["gold-solution control"]
+    for control, title in (("unfiltered", "unfiltered control"), ("gold", "gold-solution control")):
+        if config.control in (control, "both"):
+            models[title] = str(folders["train"] / control / "checkpoints" / "latest")
     table = measure_all(models, config, folders["report"])
     counts = json.loads((folders["filter"] / "counts.json").read_text(encoding="utf-8"))
     kept = run_folder.JsonLines(folders["filter"] / "distill.jsonl").read()

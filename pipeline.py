@@ -31,7 +31,6 @@ if __name__ == "__main__":  # --help and refused flags are answered before torch
     CONFIG = command_line.parse_or_exit(parse_config)
 
 import dataclasses
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +41,7 @@ import llms
 import rldatasets
 from distillation import pipeline_config, pipeline_report
 from distillation.config import DistillConfig
-from distillation.examples import filter_rows, gold_rows
+from distillation.examples import filter_rows, gold_rows, unchecked_rows
 from distillation.measurement import measure_all
 from engine import distributed
 from engine.device import default_device
@@ -130,9 +129,8 @@ def learn_answers(config: PipelineConfig, name: str, folder: Path) -> None:
             f"--train_problems {config.train_problems}: not one of {len(answers)} answers of the RL model is right and "
             "well-formed; give more --rl_steps or --cold_start_examples"
         )
-    if name == "random_answers":  # among those that ended by themselves: the others have no end that could be learned
-        ended = [row for row in answers if row["finish"] == "stop"]
-        rows = random.Random(config.seed).sample(ended, len(kept))
+    if name == "random_answers":
+        rows = unchecked_rows(answers, len(kept), config.seed)
     if writer == "base":  # fewer answers, seen more often: as many optimizer steps as stage 3 takes
         kept = right_answers(config, write_answers(config, "rl", folder))
     sft = sft_config(

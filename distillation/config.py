@@ -32,7 +32,10 @@ class Student:
     loss: str = setting("sft", "explained in distillation.losses.token_losses", LOSSES)
     jsd_beta: float = setting(0.5, "weight of the teacher in jsd's mixture")
     on_policy_fraction: float = setting(0.0, "share of batches that the student writes now and the teacher scores")
-    control: str = setting("gold", "also train a twin on the data set's own solutions", ("gold", "none"))
+    control: str = setting(
+        "gold", "also train a twin: on the data set's own solutions (gold), on as many unchecked answers of the "
+        "teacher (unfiltered), or one on each (both)", ("gold", "unfiltered", "both", "none"),
+    )  # fmt: skip
     sweep_students: str = setting("tiny_student", "names and student_configs, separated by semicolons")
 
 

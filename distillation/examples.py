@@ -1,6 +1,7 @@
 """From the teacher's answers to what a student learns from: records, the filter, training examples."""
 
 import dataclasses
+import random
 import re
 from typing import NamedTuple
 
@@ -83,6 +84,12 @@ def completion_ids(row: dict, tokenizer, stops: list[int], keep_ids: bool, confi
     if ids and ids[-1] in stops:
         return ids
     return [*ids, stops[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id]
+
+
+def unchecked_rows(rows: list[dict], count: int, seed: int) -> list[dict]:
+    """`count` of the answers at random, whatever they say, among those that ended by themselves: the others have no end
+    that could be learned. The control of a filter that kept so many."""
+    return random.Random(seed).sample([row for row in rows if row["finish"] == "stop"], count)
 
 
 def gold_rows(rows: list[dict], config) -> list[dict]:

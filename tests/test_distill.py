@@ -580,6 +580,19 @@ def test_on_policy_batches_are_the_students_own_and_as_many_as_asked(finished, t
     assert seen[flags.index(1)].logprobs.any(), "sampled, so with the log-probs of sampling"
 
 
+def test_the_unfiltered_twin_learns_as_many_answers_that_nobody_checked(finished, tmp_path, no_pictures, monkeypatch):
+    learned, original = {}, distill.train_student
+    monkeypatch.setattr(
+        distill, "train_student", lambda *args: (learned.update({args[3].name: args[2]}), original(*args))[1]
+    )
+    folder = distill.run(config_of(tmp_path / "run", stage="train", data_dir=str(finished), control="both", epochs=0.1))
+    assert sorted(path.name for path in (folder / "train").iterdir() if path.is_dir()) == ["distilled", "gold", "unfiltered"]
+    answers = lines(finished / "generate/teacher.jsonl")
+    assert len(learned["unfiltered"]) == len(learned["distilled"]) and learned["unfiltered"] != learned["distilled"]
+    assert all(row in answers and row["finish"] == "stop" for row in learned["unfiltered"])
+    assert any(row["reward/accuracy"] != 1 for row in learned["unfiltered"]), "wrong ones too"
+
+
 def test_only_a_student_that_writes_answers_has_an_actor(finished, tmp_path, no_pictures, monkeypatch):
     made, original = [], llms.make_actor
     monkeypatch.setattr(llms, "make_actor", lambda *args, **options: (made.append(1), original(*args, **options))[1])
