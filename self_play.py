@@ -29,6 +29,7 @@ import dataclasses
 import functools
 import random
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,13 +197,17 @@ def position_means(matches: list[Match], outcomes: torch.Tensor) -> torch.Tensor
     """Collective. The mean outcome of all answers of the step to the same prompt, for each answer. (B,) -> (B,).
 
     A game's outcome is that of all its answers, good and bad ones. Compared with other answers to the same position,
-    each has the credit of its own choice alone, on average: whatever came before is the same for all of them.
+    each has the credit of its own choice alone, on average: what came before is the same for all of them. Where there
+    is no other answer, the mean of all answers of the seat stands in.
     """
-    prompts = {ply.row: ply.prompt for match in matches for ply in match.plies if ply.player == "policy"}
-    of_prompt: dict[str, list[float]] = {}
-    for prompt, outcome in distributed.all_gather([(prompts[row], outcomes[row].item()) for row in prompts]):
-        of_prompt.setdefault(prompt, []).append(outcome)
-    return torch.tensor([records.mean(of_prompt[prompts[row]]) for row in range(len(outcomes))])
+    own = {ply.row: (ply.seat, ply.prompt) for match in matches for ply in match.plies if ply.player == "policy"}
+    of_prompt, of_seat = defaultdict(list), defaultdict(list)
+    for (seat, prompt), outcome in distributed.all_gather([(own[row], outcomes[row].item()) for row in own]):
+        of_prompt[prompt].append(outcome)
+        of_seat[seat].append(outcome)
+    places = (own[row] for row in range(len(outcomes)))
+    lists = (of_prompt[prompt] if len(of_prompt[prompt]) > 1 else of_seat[seat] for seat, prompt in places)
+    return torch.tensor([records.mean(values) for values in lists])
 
 
 def evaluate(config: SelfPlayConfig, setup: Setup, learner: ModelPlayer) -> tuple[dict[str, float], list[dict]]:

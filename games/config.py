@@ -136,8 +136,8 @@ SMALL = dict(
     cold_start_learning_rate=1e-3, eval_steps=20, save_steps=100,
 )  # fmt: skip
 PRESETS = {
-    "nim": SMALL | dict(game="nim", max_steps=100, cold_start_steps=60),
-    "tictactoe": SMALL | dict(game="tictactoe", max_steps=200, cold_start_steps=100),
+    "nim": SMALL | dict(game="nim", baseline="position", beta=0.1, max_steps=80, cold_start_steps=60),
+    "tictactoe": SMALL | dict(game="tictactoe", baseline="position", max_steps=200, cold_start_steps=100),
     "debate": SMALL | dict(game="debate", max_steps=100, cold_start_steps=100),
 }
 

@@ -78,7 +78,9 @@ def test_an_answer_is_compared_with_all_answers_at_its_position():
     ]
     of_rows = torch.tensor([1.0, -1.0, 1.0, 1.0, 0.5])
     means = self_play.position_means(matches, of_rows)
-    assert torch.allclose(means, torch.tensor([1.0, 0.5 / 3, 1.0, 0.5 / 3, 0.5 / 3]))
+    seat_0 = (1.0 - 1.0 + 1.0) / 3  # for "4 left", which no other answer of the policy was given to
+    seat_1 = (1.0 + 0.5) / 2  # for "8 left"
+    assert torch.allclose(means, torch.tensor([seat_0, 0.5 / 3, seat_1, 0.5 / 3, 0.5 / 3]))
 
 
 def test_the_control_deals_the_same_advantages_to_others():
