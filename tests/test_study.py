@@ -43,3 +43,14 @@ def test_the_smallest_visible_difference_is_found_four_times_in_five(n, comparis
 def test_the_paired_test_looks_at_differences():
     assert study.paired_p_value([1.0, 1.0, 1.0]) == 0 and study.paired_p_value([0.0, 0.0]) == 1
     assert study.paired_p_value([1.0, 2.0, 3.0]) == pytest.approx(study.t_p_value(2 * 3**0.5, 2))
+
+
+def test_welch_against_a_worked_example():
+    """Two samples with the same mean do not differ; with equal sizes and spreads it is Student's t with 2 n - 2."""
+    assert study.welch_p_value([1.0, 2.0, 3.0], [3.0, 1.0, 2.0]) == 1
+    t = 2 / (2 / 3) ** 0.5
+    assert study.welch_p_value([1.0, 2.0, 3.0], [3.0, 4.0, 5.0]) == pytest.approx(study.t_p_value(t, 4))
+    # t = 5.00, df = 1.22: the second sample has a tenth of the first one's spread
+    a, b = np.array([10.0, 12.0]), np.array([4.9, 5.1])
+    df = (1 + 0.01) ** 2 / (1 + 0.0001)
+    assert study.welch_p_value(a, b) == pytest.approx(study.t_p_value(6 / 1.01**0.5, df))

@@ -189,6 +189,11 @@ GROUPS = {
     "Loss, advantages / group std": {
         f"{loss} scaled": dict(loss_type=loss, advantage_scale="group") for loss in LOSSES
     },
+    # On a ratio of whole answers. Zheng et al. 2025 clip it at 3e-4 below and 4e-4 above; --output_dir plots/study/gspo
+    "gspo's clip": {
+        f"gspo clip {low}": dict(loss_type="gspo", advantage_scale="group", clip_low=float(low), clip_high=high)
+        for low, high in (("3e-4", 4e-4), ("0.03", 0.04))
+    },
     "KL to the base": {f"beta {beta}": dict(beta=beta) for beta in (0.01, 0.1)},
     "Group size, 256 rows a step": {
         f"group size {size}": dict(group_size=size, problems_per_step=256 // size) for size in (2, 4, 16, 32)
@@ -323,6 +328,13 @@ def paired_p_value(differences) -> float:
     return t_p_value(mean / std * math.sqrt(n), n - 1)
 
 
+def welch_p_value(a, b) -> float:
+    """Of a t-test that two samples of their own have the same mean, whatever their spreads (Welch 1947)."""
+    of_means = np.var(a, ddof=1) / len(a), np.var(b, ddof=1) / len(b)
+    df = sum(of_means) ** 2 / (of_means[0] ** 2 / (len(a) - 1) + of_means[1] ** 2 / (len(b) - 1))
+    return t_p_value((np.mean(a) - np.mean(b)) / math.sqrt(sum(of_means)), df)
+
+
 def smallest_difference(differences, comparisons: int = 1, power: float = 0.8) -> float:
     """How large the true difference has to be, with this spread over seeds, for the paired t-test to find it (p < 0.05
     / comparisons) with the chance `power`. By bisection of the chance that |T| exceeds its quantile, where
@@ -397,15 +409,16 @@ def table(results: dict, about: str) -> str:
         for key, *_ in SHOWN
     }
     adjusted = {key: holm({name: paired_p_value(d) for name, d in its.items()}) for key, its in changes.items()}
+    measured = " | ".join(f"{kind}, % | difference | p | visible" for _, kind, *_ in SHOWN)
     lines = [
         f"{about}; {TEST_PROBLEMS} test problems. Mean over seeds +- half of its 95 % t-interval; differences to the "
-        "baseline in points, paired by seed. *differs*: that interval excludes 0; **differs**: also after Holm's "
-        f"correction over the {len(others)} variants. *Visible*: how large a true difference would have had to be "
-        f"to be found four times in five, with this spread over seeds; in brackets, at p < .05 / {len(others)}. Steps "
-        "are rollouts, or batches of supervised training.",
+        f"baseline in points, paired by seed. *p*: with Holm's correction over the {len(others)} variants; bold below "
+        ".05, in italics where the interval of the difference excludes 0 but p does not. *Visible*: how large a true "
+        "difference would have had to be to be found four times in five, with this spread over seeds; in brackets, at "
+        f"p < .05 / {len(others)}. Steps are rollouts, or batches of supervised training.",
         "",
-        "| | steps | sampled, % | difference | visible | | greedy, % | difference | visible | | format, % | tokens |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        f"| | steps | {measured} | format, % | tokens |",
+        "|---" * 12 + "|",
     ]
     for name in results:
         cells = [name, f"{column(results, name, 'steps', 1).mean():.0f}"]
@@ -415,13 +428,17 @@ def table(results: dict, about: str) -> str:
                 cells += ["", "", ""]
                 continue
             mean, arm = mean_and_arm(changes[key][name])
-            verdict = "*differs*" if abs(mean) > arm else ""
+            mark = "**" if adjusted[key][name] < 0.05 else "*" if abs(mean) > arm else ""
             visible = [smallest_difference(changes[key][name], count) for count in (1, len(others))]
-            cells += [f"{mean:+.1f} +- {arm:.1f}", "{:.1f} ({:.1f})".format(*visible)]
-            cells += ["**differs**" if adjusted[key][name] < 0.05 else verdict]
+            cells += [f"{mean:+.1f} +- {arm:.1f}", f"{mark}{adjusted[key][name]:.2g}{mark}"]
+            cells += ["{:.1f} ({:.1f})".format(*visible)]
         cells += [f"{column(results, name, 'format_rate').mean():.1f}"]
         cells += [f"{column(results, name, 'completion_length', 1).mean():.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
+    key, baseline = SHOWN[0][0], column(results, "baseline", SHOWN[0][0])
+    unpaired = holm({name: welch_p_value(column(results, name, key), baseline) for name in others})
+    holding = [f"{name} {unpaired[name]:.2g}" for name in others if adjusted[key][name] < 0.05]
+    lines += ["", f"Sampled accuracy without the pairing (Welch), corrected p of those in bold: {', '.join(holding)}."]
     return "\n".join(lines) + "\n"
 
 

@@ -4,8 +4,8 @@
     python plots/zoo/run.py learning_rate_x3    # that run again
     python plots/zoo/run.py --show              # what the checks say of each
 
-Each run is main.py's on the embedded model, small: 8 problems x 8 answers, at most 24 steps, 192 test problems, less
-than a minute on one core. Its log is thinned to what the checks read and kept in plots/zoo/metrics. A sick run has one
+Each run is main.py's on the embedded model, small: 8 problems x 8 answers, at most 40 steps, 192 test problems,
+about a minute on one core. Its log is thinned to what the checks read and kept in plots/zoo/metrics. A sick run has one
 cause, in its settings or in a fault put into the program, and names the check that has to find it. tests/test_health.py
 demands that this check does, and that no check complains about a good run.
 
@@ -33,7 +33,7 @@ import evaluator
 import llms
 import main
 import rldatasets
-from tracking import health, run_config, run_folder, step_records
+from tracking import health, run_config, run_folder
 
 HERE = Path(__file__).resolve().parent
 BASE = run_config.PRESETS["tiny"] | dict(
@@ -64,14 +64,14 @@ def changed_advantages(change):
 
 def rewarded_by_company(reward):
     """reward(how many answers of the group have the same text) in the place of the rewards, right or wrong."""
-    real = step_records.graded_records
+    real = main.graded_records
 
-    def graded_records(rollout, problems, prompts, indices, config, prompt_format):
-        records = real(rollout, problems, prompts, indices, config, prompt_format)
+    def graded_records(*arguments):
+        records = real(*arguments)
         same = Counter((record["prompt"], record["completion"]) for record in records)
         return [r | {"reward": float(reward(same[r["prompt"], r["completion"]]))} for r in records]
 
-    return lambda: mock.patch.object(step_records, "graded_records", graded_records)
+    return lambda: mock.patch.object(main, "graded_records", graded_records)
 
 
 def changed_problems(change):
@@ -155,7 +155,7 @@ SICK = {
     "length_explosion": Run(
         "Length",
         "longer texts are paid",
-        dict(rewards="integer:1", max_prompt_length=370, max_completion_length=140, max_steps=16),
+        dict(rewards="integer:1", max_prompt_length=370, max_completion_length=140, learning_rate=4.5e-4),
         integer_pays_for(lambda completion: len(completion) / 300),
     ),
     "dead_groups": Run(
@@ -172,19 +172,14 @@ SICK = {
     "train_test_gap": Run(
         "Training against test",
         "64 problems, again and again",
-        dict(learning_rate=3e-4, updates_per_rollout=2),
+        dict(learning_rate=3e-4, updates_per_rollout=4, max_steps=40),
         changed_problems(few_problems),
     ),
     "stale_rollouts": Run(
-        "Log-prob gap", "rollouts of a policy that is up to ten steps old", dict(max_steps=18), stale_actor
+        "Log-prob gap", "rollouts of a policy that is up to ten steps old", dict(max_steps=20), stale_actor
     ),
     "wrong_stop_token": Run(
         "Truncation", "answers do not end where the model ends them", dict(max_steps=10), wrong_stop_token
-    ),
-    "many_updates": Run(
-        "Clipping",
-        "8 passes over each rollout, at twice the learning rate",
-        dict(updates_per_rollout=8, max_steps=10, learning_rate=3e-4),
     ),
     "sign_error": Run(
         "Accuracy after its peak",
