@@ -215,7 +215,8 @@ def test_the_head_shows_before_and_after():
     head = report.headline(rows, {"config": {"max_steps": 8, "control": "shuffled_advantages"}, "device": "cpu"})
     assert head["facts"]["steps"] == "5 of 8 (unfinished)" and head["facts"]["control"] == "shuffled_advantages"
     sampled = head["measures"][0]
-    assert sampled["name"] == "sampled" and head["steps"] == [0, 4] and head["n"] == 100
+    assert sampled["name"] == "sampled" and head["steps"] == [0, 4]
+    assert head["note"].startswith("100 test problems, ")
     assert sampled["cells"][0] == [0.2, *evaluator.wilson_interval(20, 100)]
 
 

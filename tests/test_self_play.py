@@ -445,7 +445,9 @@ def test_games_are_on_the_page(tmp_path, game):
     rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert {row["split"] for row in rows if "game" not in row} == {"test"}
     assert report.compare_config(dataclasses.asdict(self_play_config("unused", game=game)))[0]["name"] != "unknown"
-    assert GAMES[game].name in json.dumps(report.headline(metrics_of(folder), report.read_run(folder)[0])["facts"])
+    head = report.headline(metrics_of(folder), report.read_run(folder)[0])
+    assert head["facts"]["game"] == game and head["note"].split()[1] in ("debates", "answers")
+    assert head["measures"][0]["name"] == ("right verdicts" if game == "debate" else "optimal moves")
 
 
 def test_the_games_page_in_the_browser(window, tmp_path):

@@ -327,10 +327,10 @@ def clipping(rows: list[dict]) -> Finding | None:
     if (share := last_quarter(rows, "clip_frac")) is None:
         return None
     return judge(
-        share <= 0.2,
+        share <= 0.1,
         "Clipping",
         f"in the last quarter of the steps, the clip cut the gradient of {share:.1%} of the tokens",
-        rule="warning above 20%",
+        rule="warning above 10%",
         advice="fewer --updates_per_rollout or --minibatches, a lower --learning_rate, or a wider --clip_low and "
         "--clip_high",
     )

@@ -81,16 +81,17 @@ def read_run(folder: Path) -> tuple[dict, list[dict]]:
 
 
 def headline(rows: list[dict], args: dict) -> dict:
-    """The head of the page: {"facts": {name: value}, "measures": accuracies with intervals, "steps", "n"}.
+    """The head of the page: {"facts": {name: value}, "measures": rates with intervals, "steps", "note"}.
 
-    The measures are those of the first and the last evaluation, after the training steps in "steps", on "n" problems.
+    The measures are those of the first and the last evaluation, after the training steps in "steps". The note says on
+    what they were measured.
     """
-    config = args["config"]
+    config, game = args["config"], args["config"].get("game")
     done = rows[-1]["step"] if rows else 0
     facts = {
         "preset": config.get("preset"),
         "model": config.get("model_name"),
-        "game": config.get("game"),
+        "game": game,
         "dataset": config.get("dataset_path") or config.get("dataset_name"),
         "steps": f"{done}",
         "device": args.get("device"),
@@ -106,15 +107,21 @@ def headline(rows: list[dict], args: dict) -> dict:
     results, measures = health.evaluations(rows), []
     ends = results[:1] + results[1:][-1:]
     facts = {name: value for name, value in facts.items() if value is not None or name not in ("game", "dataset")}
-    names = {"accuracy": "sampled", "accuracy_greedy": "greedy", "accuracy_soft": "soft", "format_rate": "format"}
+    accuracy = {None: "sampled", "debate": "right verdicts"}.get(game, "optimal moves")
+    names = {"accuracy": accuracy, "accuracy_greedy": "greedy", "accuracy_soft": "soft", "format_rate": "format"}
     names |= {"win_random": "wins against random moves", "win_start": "wins against the start"}
     names |= {"held_perfect": "holds against perfect play", "judge_random": "judge, random reveals"}
     for key, name in names.items():
         cells = [value_and_interval(f"eval/{key}", row, config) for row in ends]
         if any(cells):
             measures.append({"name": name, "cells": cells})
-    n = ends[-1].get("eval/n") if ends else None
-    return {"facts": facts, "measures": measures, "steps": [row["step"] for row in ends], "n": n}
+    note = f"{ends[-1].get('eval/n') if ends else None} "
+    if game:
+        note += "debates" if game == "debate" else "answers to all positions"
+        note += f" and {config['eval_games']} games against each opponent, 95 % Wilson intervals."
+    else:
+        note += "test problems, 95 % Wilson intervals; report the sampled accuracy."
+    return {"facts": facts, "measures": measures, "steps": [row["step"] for row in ends], "note": note}
 
 
 def value_and_interval(key: str, row: dict, config: dict) -> list[float] | None:

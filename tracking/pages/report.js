@@ -39,7 +39,7 @@ if (headline.measures.length) {
   get("measures").append(make("tr", "", make("th", "", "on the test split"), ...steps));
   for (const { name, cells } of headline.measures)
     get("measures").append(make("tr", "", make("th", "", name), ...cells.map(measureCell)));
-  get("note").textContent = `${headline.n} test problems, 95 % Wilson intervals; report the sampled accuracy.`;
+  get("note").textContent = headline.note;
 } else get("note").textContent = "No evaluation yet.";
 
 // ---- health
