@@ -306,7 +306,7 @@ def entropy_rise(rows: list[dict]) -> Finding | None:
 
 
 def gradient_spikes(rows: list[dict]) -> Finding | None:
-    """Are gradients of one order of magnitude? One spike, which is clipped, does no harm. Needs 8 gradients."""
+    """Are gradients of one order of magnitude? One spike is clipped and did no visible harm. Needs 8 gradients."""
     norms = {step: norm for step, norm in plotter.by_step(rows, "grad_norm").items() if norm and math.isfinite(norm)}
     if len(norms) < 8:
         return None
