@@ -45,6 +45,8 @@ VARIANTS = {
     "top_entropy": ["--top_entropy", "0.2"],
 }
 JUDGED = {"judge": "weak judge alone", "random_judge": "random judge", "rule": "rule (accuracy)"}
+JUDGE_METRICS = {"judge/agreement": "agreement", "judge/ties": "ties", "judge/position_bias": "position bias"}
+ROWS = 16 * 8  # of a step
 KEPT = (
     "step", "reward", "reward/judge", "reward/accuracy", "reward/format", "reward/brevity", "accuracy", "format_rate",
     "completion_length", "entropy", "zero_std_groups", "judge/ties", "judge/position_bias", "judge/agreement",
@@ -177,44 +179,48 @@ def rows_of(name: str) -> list[dict]:
     return [json.loads(line) for line in (HERE / "metrics" / f"{name}.jsonl").read_text().splitlines()]
 
 
-def show() -> None:
-    import matplotlib
+def judge_figure():
+    from matplotlib.figure import Figure
 
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
+    from tracking import plotter
+
+    panels = (
+        ("preferred", "Weak judge: better than untrained"), ("accuracy", "True accuracy, test"),
+        ("length", "Tokens of an answer"),
+    )  # fmt: skip
+    figure = Figure(figsize=(plotter.WIDTH, 3.0), layout="constrained")
+    for axes, (key, title) in zip(figure.subplots(1, 3), panels, strict=True):
+        for (name, label), color in zip(JUDGED.items(), (plotter.VERMILLION, plotter.GREY, plotter.BLUE), strict=True):
+            rows = rows_of(f"{name}-preference")
+            axes.plot([row["step"] for row in rows], [row[key] for row in rows], "o-", color=color, label=label)
+        axes.set(title=title, xlabel="step", ylim=(0, None if key == "length" else 1))
+    axes.legend(frameon=False, title="trained on")
+    return figure
+
+
+def show() -> None:
+    from matplotlib import rc_context
+
+    from tracking import plotter
 
     done = [name for name in VARIANTS if (HERE / "metrics" / f"{name}.jsonl").exists()]
-    panels = (
-        ("preferred", "weak judge prefers it to the untrained policy"), ("accuracy", "true accuracy, test"),
-        ("length", "answer length, tokens"),
-    )  # fmt: skip
-    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4), layout="constrained")
-    for axis, (key, title) in zip(axes, panels, strict=True):
-        for name, label in JUDGED.items():
-            rows = rows_of(f"{name}-preference")
-            axis.plot([row["step"] for row in rows], [row[key] for row in rows], label=label, marker="o")
-        axis.set(title=title, xlabel="step")
-    axes[0].set_ylim(0, 1)
-    axes[1].set_ylim(0, 1)
-    axes[0].legend(frameon=False)
-    figure.savefig(HERE / "judge.png", dpi=120)
+    with rc_context(plotter.STYLE):
+        plotter.save({"judge.png": judge_figure()}, HERE)
 
-    lines = ["| run | accuracy, sampled | greedy | length | last reward | |", "|---|---|---|---|---|---|"]
+    lines = ["| run | accuracy, sampled | greedy | length | tokens sampled | |", "|---|---|---|---|---|---|"]
     for name in done:
         rows = rows_of(name)
         last, training = rows[-1], [row for row in rows if "reward" in row]
         interval = f"[{last['eval/accuracy_low']:.1%}, {last['eval/accuracy_high']:.1%}]"
-        notes = {
-            "tokens sampled": sum(row.get("sampled_tokens", 0) for row in training),
-            "groups replaced": sum(row.get("replaced_groups", 0) for row in training),
-        }
-        notes = [f"{what} {value}" for what, value in notes.items() if value]
-        for key in ("judge/agreement", "judge/ties", "judge/position_bias"):
+        tokens = sum(row.get("sampled_tokens", row["completion_length"] * ROWS) for row in training)
+        notes = [f"{n} groups replaced" for n in [sum(row.get("replaced_groups", 0) for row in training)] if n]
+        for key, what in JUDGE_METRICS.items():
             if key in training[0]:
-                notes.append(f"{key} {training[0][key]:.2f} to {training[-1].get(key, float('nan')):.2f}")
+                end = f"{training[-1][key]:.2f}" if key in training[-1] else "undefined, no answer is right"
+                notes.append(f"{what} {training[0][key]:.2f} to {end}")
         lines.append(
             f"| {name} | {last['eval/accuracy']:.1%} {interval} | {last['eval/accuracy_greedy']:.1%} "
-            f"| {last['eval/length']:.1f} | {training[-1]['reward']:.2f} | {', '.join(notes)} |"
+            f"| {last['eval/length']:.1f} | {tokens:,.0f} | {'; '.join(notes)} |"
         )
     (HERE / "table.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
