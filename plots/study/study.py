@@ -189,10 +189,17 @@ GROUPS = {
     "Loss, advantages / group std": {
         f"{loss} scaled": dict(loss_type=loss, advantage_scale="group") for loss in LOSSES
     },
-    # On a ratio of whole answers. Zheng et al. 2025 clip it at 3e-4 below and 4e-4 above; --output_dir plots/study/gspo
+    # Of these two groups the runs are in plots/study/more, with a baseline of their own.
+    # gspo's ratio is that of whole answers. Zheng et al. 2025 clip it at 3e-4 below and 4e-4 above.
     "gspo's clip": {
         f"gspo clip {low}": dict(loss_type="gspo", advantage_scale="group", clip_low=float(low), clip_high=high)
         for low, high in (("3e-4", 4e-4), ("0.03", 0.04))
+    },
+    "Objectives": {
+        "leave one out": dict(advantage_baseline="leave_one_out"),
+        "pass at 4": dict(pass_at_k=4),
+        "clip delta 4": dict(clip_delta=4.0),
+        "top entropy 0.2": dict(top_entropy=0.2),
     },
     "KL to the base": {f"beta {beta}": dict(beta=beta) for beta in (0.01, 0.1)},
     "Group size, 256 rows a step": {

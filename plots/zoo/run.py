@@ -172,7 +172,7 @@ SICK = {
     "train_test_gap": Run(
         "Training against test",
         "64 problems, again and again",
-        dict(learning_rate=3e-4, updates_per_rollout=4, max_steps=40),
+        dict(learning_rate=3e-4, updates_per_rollout=3, max_steps=40, eval_problems=768),
         changed_problems(few_problems),
     ),
     "stale_rollouts": Run(
@@ -191,6 +191,7 @@ SICK = {
 GOOD = {
     "seed0": Run(None, "the base of the zoo"),
     "seed1": Run(None, "another seed", dict(seed=1)),
+    "seed2": Run(None, "another seed", dict(seed=2)),
     "grpo_scaled": Run(None, "another loss", dict(loss_type="grpo", advantage_scale="group")),
     "young": Run(None, "4 steps old", dict(max_steps=4)),
     "soft": Run(None, "mixtures of two tokens", dict(soft_thinking=True)),
@@ -201,6 +202,7 @@ GOOD = {
     ),
     "cispo": Run(None, "another loss", dict(loss_type="cispo")),
     "beta": Run(None, "with a KL term", dict(beta=0.01)),
+    "lora": Run(None, "adapters of rank 16, at ten times the learning rate", dict(lora_rank=16, learning_rate=1.5e-3)),
 }
 
 
