@@ -198,7 +198,8 @@ def newest_run(preset: str) -> str | None:
     for args in Path("runs").glob(f"{preset}*/args.json"):
         made_with = json.loads(args.read_text(encoding="utf-8"))["config"]
         last = args.parent / "checkpoints" / f"step-{made_with.get('max_steps')}"
-        if made_with.get("preset") == preset and made_with.get("control") == "none" and last.is_dir():
+        learned = made_with.get("preset") == preset and made_with.get("control") == "none"
+        if learned and (last / "config.json").is_file():  # a run of adapters may hold no model
             found.append((last.stat().st_mtime, str(last)))
     return max(found)[1] if found else None
 
@@ -279,13 +280,18 @@ def filter_stage(config: DistillConfig, folders: dict[str, Path]) -> None:
     if kept_log.file.exists():
         return
     rows = run_folder.JsonLines(folders["generate"] / "teacher.jsonl").read()
-    test_problems = rldatasets.load_problems(config.dataset_name, "test", path=config.dataset_path)
-    kept, counts = filter_rows(rows, config.keep_per_problem, {problem.question for problem in test_problems})
+    kept, counts = filter_rows(rows, config.keep_per_problem, test_questions(config))
     print(f"generated {len(rows)}: " + ", ".join(f"{reason} {count}" for reason, count in counts.items()))
     if not kept:
         raise ValueError(f"--train_problems {config.train_problems}: not one of {len(rows)} answers passed the filter")
     write_json(folders["filter"] / "counts.json", {"generated": len(rows), **counts})
     kept_log.replace(kept)
+
+
+def test_questions(config: DistillConfig) -> set[str]:
+    """The questions that no student may learn, without their white space."""
+    problems = rldatasets.load_problems(config.dataset_name, "test", path=config.dataset_path)
+    return {rldatasets.bare_question(problem.question) for problem in problems}
 
 
 def train_stage(config: DistillConfig, folders: dict[str, Path]) -> None:
@@ -295,7 +301,8 @@ def train_stage(config: DistillConfig, folders: dict[str, Path]) -> None:
     train_student(config, start, rows, folders["train"] / "distilled")
     if config.control in ("unfiltered", "both"):
         answers = run_folder.JsonLines(folders["generate"] / "teacher.jsonl").read()
-        train_student(config, start, unchecked_rows(answers, len(rows), config.seed), folders["train"] / "unfiltered")
+        unchecked = unchecked_rows(answers, len(rows), config.seed, test_questions(config))
+        train_student(config, start, unchecked, folders["train"] / "unfiltered")
     if config.control in ("gold", "both"):
         plain = dataclasses.replace(config, loss="sft", on_policy_fraction=0.0)
         train_student(plain, start, gold_rows(rows, config), folders["train"] / "gold")
@@ -424,7 +431,7 @@ def update(policy, teacher, optimizer, rollout: Rollout, config) -> dict[str, fl
     """One optimizer step on the mean over all tokens of the batch, of which every process has its own rows. Returns
     what to log, with the learning rate that was really used."""
     num_tokens = distributed.all_reduce_sum({"tokens": rollout.completion_mask.sum().item()})["tokens"]
-    autocast = torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=policy.device.type == "cuda")
+    autocast = torch.autocast(policy.device.type, dtype=torch.bfloat16, enabled=config.uses_bf16(policy.device))
     losses_of = distributed.bind_forward(policy, token_losses)
     loss_sum = 0.0
     policy.train()

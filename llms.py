@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from tokenizers import decoders, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -185,10 +186,17 @@ def _from_gguf(auto_class, file: Path, **options):
     if auto_class is AutoTokenizer:
         if (file.parent / "tokenizer.json").is_file():
             return AutoTokenizer.from_pretrained(file.parent, **options)
-        special_tokens = model_folder.gguf_special_tokens(file)
+        kind, split, special_tokens = model_folder.gguf_tokenizer(file)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, **options)
-        for name, id in special_tokens.items():  # transformers guesses them
-            setattr(tokenizer, name, tokenizer.convert_ids_to_tokens(id))
+        for name in ("bos_token", *special_tokens):  # transformers guesses them
+            id = special_tokens.get(name)
+            setattr(tokenizer, name, None if id is None else tokenizer.convert_ids_to_tokens(id))
+        if kind == "gpt2":  # the decoder of other Llama tokenizers takes a space off every text
+            tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
+        if split == "smollm":
+            digits = pre_tokenizers.Digits(individual_digits=True)
+            rest = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, rest])
         tokenizer.clean_up_tokenization_spaces = False  # it would take spaces out of decoded text
         return tokenizer
     loaded = auto_class.from_pretrained(file.parent, gguf_file=file.name, **options)

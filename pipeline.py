@@ -130,7 +130,7 @@ def learn_answers(config: PipelineConfig, name: str, folder: Path) -> None:
             "well-formed; give more --rl_steps or --cold_start_examples"
         )
     if name == "random_answers":
-        rows = unchecked_rows(answers, len(kept), config.seed)
+        rows = unchecked_rows(answers, len(kept), config.seed, set())  # begin has left out test problems
     if writer == "base":  # fewer answers, seen more often: as many optimizer steps as stage 3 takes
         kept = right_answers(config, write_answers(config, "rl", folder))
     sft = sft_config(
@@ -255,8 +255,8 @@ def begin(config: PipelineConfig, folder: Path) -> None:
     """args.json, and the problems of all stages in data/: training problems that are in the test split are left out
     here, so that none of them can reach a stage. Replaces an older pipeline, when nothing is left to refuse."""
     splits = {s: rldatasets.load_problems(config.dataset_name, s, path=config.dataset_path) for s in ("train", "test")}
-    test = set(map(rldatasets.bare_question, splits["test"]))
-    train = [problem for problem in splits["train"] if rldatasets.bare_question(problem) not in test]
+    test = {rldatasets.bare_question(problem.question) for problem in splits["test"]}
+    train = [problem for problem in splits["train"] if rldatasets.bare_question(problem.question) not in test]
     if not train:
         raise ValueError(f"--dataset_path {config.dataset_path}: every training problem is a test problem too")
     if len(train) < len(splits["train"]):

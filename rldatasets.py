@@ -55,15 +55,15 @@ def load_problems(name: str, split: str, limit: int | None = None, path: str | N
     raise ValueError(f"unknown dataset {name!r}: choose from {', '.join(DATASETS)}, or give a path to a file")
 
 
-def bare_question(problem: Problem) -> str:
+def bare_question(question: str) -> str:
     """What two problems are the same by: the question, however its white space is set."""
-    return " ".join(problem.question.split())
+    return " ".join(question.split())
 
 
 def overlap_note(train: list[Problem], test: list[Problem]) -> str | None:
     """Says how many test questions are in the training data too, or None if none is. White space does not count."""
-    known = set(map(bare_question, train))
-    both = sum(bare_question(problem) in known for problem in test)
+    known = {bare_question(problem.question) for problem in train}
+    both = sum(bare_question(problem.question) in known for problem in test)
     if not both:
         return None
     return (

@@ -45,7 +45,7 @@ from games.game import Game
 from games.judge import ModelJudge
 from games.play import Match, ModelPlayer, RandomPlayer, play
 from grpo import compute_advantages
-from main import control_advantages
+from main import control_advantages, with_prompt_date
 from tracking import checkpoints, run_folder
 from tracking.training_run import SignalHandler, TrainingRun
 from update import TokenBudget, make_trainable, set_learning_rate, update
@@ -86,7 +86,8 @@ def train(config: SelfPlayConfig, signals: SignalHandler | None = None) -> Path:
     Raises ValueError, one line, for what cannot be run, and training_run.TrainingStopped, after a checkpoint, when a
     signal came or updates stay non-finite.
     """
-    started = time.time()
+    started, config = time.time(), with_prompt_date(config)
+    signals = signals or SignalHandler()
     setup = prepare(config, signals)
     game, policy, optimizer = setup.game, setup.policy, setup.optimizer
     learner = ModelPlayer("policy", setup.actor, setup.tokenizer, config)
@@ -108,9 +109,9 @@ def train(config: SelfPlayConfig, signals: SignalHandler | None = None) -> Path:
                 rollout = learner.rollout()
 
             # 2. Compare: an answer's outcome with that of others. All processes' games.
-            gathered = distributed.all_gather([(match.index, match.outcome) for match in matches])
-            outcomes = torch.tensor([outcome for _, outcome in sorted(gathered)])  # (games, 2)
-            advantages = seat_advantages(outcomes, config, setup.means)  # (games, 2)
+            gathered = distributed.all_gather([(m.index, m.outcome, m.seats_of("policy")) for m in matches])
+            _, outcomes, own = map(torch.tensor, zip(*sorted(gathered), strict=True))  # (games,), and (games, 2) each
+            advantages = seat_advantages(outcomes, own, config, setup.means)  # (games, 2)
             advantages = control_advantages(advantages, config, step)
             rows, advantages = learned_rows(matches, advantages, rollout, config)  # of each minibatch, and (B,)
             if config.baseline == "position":
@@ -152,14 +153,15 @@ def start_matches(config: SelfPlayConfig, setup: Setup, learner, step: int, grou
         state = setup.game.start(f"{config.seed}-{step}-{group}")
         players = [learner, learner]
         if opponent and (config.opponents == "random" or group % 2):
-            players[group // 2 % 2] = opponent
+            players[(group // 2 + step) % 2] = opponent
         first = group * config.group_size
         matches += [Match(first + i, state, tuple(players)) for i in range(config.group_size)]
     return matches
 
 
-def seat_advantages(outcomes: torch.Tensor, config: SelfPlayConfig, means: list[float]) -> torch.Tensor:
-    """Each seat's outcome relative to what that seat usually gets. outcomes: (games, 2) -> (games, 2).
+def seat_advantages(outcomes, own, config: SelfPlayConfig, means: list[float]) -> torch.Tensor:
+    """Each seat's outcome relative to what that seat usually gets. outcomes: (games, 2); own: (games, 2) bool, True
+    where the policy plays -> (games, 2).
 
     A game is zero-sum, so the mean over both seats is near 0 whatever the policy does, and a seat with the better
     chances would be praised for having them: the baseline is the seat's own. group: the mean of the seat's outcomes in
@@ -172,8 +174,10 @@ def seat_advantages(outcomes: torch.Tensor, config: SelfPlayConfig, means: list[
         seats = [compute_advantages(seat, config.group_size, config.advantage_scale) for seat in outcomes.unbind(dim=1)]
         return torch.stack(seats, dim=1)
     advantages = outcomes - torch.tensor(means)
-    for seat, mean in enumerate(outcomes.mean(dim=0).tolist()):
-        means[seat] = config.ema_decay * means[seat] + (1 - config.ema_decay) * mean
+    for seat in (0, 1):
+        if own[:, seat].any():
+            mean = outcomes[own[:, seat], seat].mean().item()
+            means[seat] = config.ema_decay * means[seat] + (1 - config.ema_decay) * mean
     return advantages
 
 
@@ -250,7 +254,7 @@ MAY_DIFFER_ON_RESUME = (
 )  # fmt: skip
 
 
-def prepare(config: SelfPlayConfig, signals: SignalHandler | None = None) -> Setup:
+def prepare(config: SelfPlayConfig, signals: SignalHandler) -> Setup:
     """Loads all that a run needs, after the cold start. Raises ValueError, one line, for whatever can be refused."""
     shares = config.group_size * config.minibatches * distributed.world_size()
     if config.games_per_step % shares:
@@ -276,16 +280,18 @@ def prepare(config: SelfPlayConfig, signals: SignalHandler | None = None) -> Set
     actor = llms.make_actor(policy, torch.bfloat16 if bf16 else torch.float32)
     opponent = copy.deepcopy(actor).requires_grad_(False)
     optimizer = make_trainable(policy, config, llms.completion_logprobs, state["optimizer"])
+    reference = None
+    if config.beta > 0:
+        cold = folder / "cold_start" / "checkpoints" / "latest"
+        start = str(cold) if config.cold_start_steps else checkpoints.resolve_model_name(config.model_name)
+        reference = llms.make_reference(load(start)[0], bf16)
     setup = Setup(
-        folder, game, policy, actor, opponent, None, tokenizer, optimizer,
+        folder, game, policy, actor, opponent, reference, tokenizer, optimizer,
         [Snapshot(*snapshot) for snapshot in state.get("pool", [])], state.get("means", [0.0, 0.0]), state["step"],
         state["best"],
     )  # fmt: skip
     if not setup.pool:
         add_snapshot(setup, 0, config.pool)
-    if config.beta > 0:
-        setup.reference = copy.deepcopy(opponent)
-        setup.reference.load_state_dict(setup.pool[0].weights)
     return setup
 
 
@@ -301,7 +307,7 @@ def check_length(config: SelfPlayConfig, game: Game, policy, tokenizer) -> None:
 # ---------------------------------------------------------------- the cold start
 
 
-def cold_start(config: SelfPlayConfig, game: Game, policy, tokenizer, folder: Path, signals=None) -> None:
+def cold_start(config: SelfPlayConfig, game: Game, policy, tokenizer, folder: Path, signals: SignalHandler) -> None:
     """Fine-tunes the policy on random legal moves (cross-entropy, as distill.py's): the form of an answer, and no
     strategy. Leaves a run's files in the folder."""
     cold = dataclasses.replace(config, learning_rate=config.cold_start_learning_rate, save_total_limit=1)
@@ -341,7 +347,7 @@ def random_moves(config: SelfPlayConfig, game: Game, tokenizer, step: int) -> li
 
 def main(config: SelfPlayConfig) -> None:
     distributed.init_distributed()
-    train(run_folder.fix_prompt_date(config))
+    train(config)
 
 
 if __name__ == "__main__":

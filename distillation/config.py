@@ -84,6 +84,7 @@ class DistillConfig(*reversed(SECTIONS)):
 
     # Problems are asked, and answers sampled and graded, as in main.py.
     prompt_format, answering, stop_tag = GRPOConfig.prompt_format, GRPOConfig.answering, GRPOConfig.stop_tag
+    uses_bf16, bf16 = GRPOConfig.uses_bf16, None  # None: on a GPU
 
     def __post_init__(self):
         run_config.check_values(self, MAY_BE_ZERO)

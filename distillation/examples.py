@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 import evaluator
+from rldatasets import bare_question
 from rollout import Rollout, generate
 
 
@@ -44,14 +45,15 @@ def answer_records(problems, rollout: Rollout, config, tokenizer=None) -> list[d
 
 
 def filter_rows(rows: list[dict], keep_per_problem: int, test_questions: set[str]) -> tuple[list[dict], dict[str, int]]:
-    """(the rows to learn from, {"kept" or the first reason against a row: how many}). The counts add up to all rows."""
+    """(the rows to learn from, {"kept" or the first reason against a row: how many}). The counts add up to all rows.
+    test_questions: as rldatasets.bare_question gives them."""
     counts = dict.fromkeys(("kept", "test problem", "truncated", "badly formed", "wrong", "duplicate", "surplus"), 0)
     kept: list[dict] = []
     seen: dict[str, set[str]] = {}  # the kept completions of each question, white space aside
     for row in rows:
         texts, text = seen.setdefault(row["question"], set()), " ".join(row["completion"].split())
         reasons = {
-            "test problem": row["question"] in test_questions,
+            "test problem": bare_question(row["question"]) in test_questions,
             "truncated": row["finish"] != "stop",
             "badly formed": row["reward/format"] != 1,
             "wrong": row["reward/accuracy"] != 1,
@@ -86,10 +88,11 @@ def completion_ids(row: dict, tokenizer, stops: list[int], keep_ids: bool, confi
     return [*ids, stops[0] if tokenizer.eos_token_id is None else tokenizer.eos_token_id]
 
 
-def unchecked_rows(rows: list[dict], count: int, seed: int) -> list[dict]:
+def unchecked_rows(rows: list[dict], count: int, seed: int, test_questions: set[str]) -> list[dict]:
     """`count` of the answers at random, whatever they say, among those that ended by themselves: the others have no end
-    that could be learned. The control of a filter that kept so many."""
-    return random.Random(seed).sample([row for row in rows if row["finish"] == "stop"], count)
+    that could be learned. No answer to a test question. The control of a filter that kept so many."""
+    ended = [row for row in rows if row["finish"] == "stop" and bare_question(row["question"]) not in test_questions]
+    return random.Random(seed).sample(ended, count)
 
 
 def gold_rows(rows: list[dict], config) -> list[dict]:

@@ -42,14 +42,15 @@ def gguf_file(path: Path) -> Path | None:
     return file
 
 
-# How text is split before the merges of a byte-pair tokenizer apply: the rules that transformers follows for GGUF.
-# smollm's, every digit by itself, holds by its vocabulary, which has no token with two digits.
+# How text is split before the merges of a byte-pair tokenizer apply: the rules that are followed for GGUF files. That
+# of smollm, every digit by itself, is set by llms.load; transformers reads the others.
 GGUF_SPLITS = ("default", "gpt-2", "qwen2", "smollm")
 
 
-def gguf_special_tokens(file: Path) -> dict[str, int]:
-    """{bos_token, eos_token, ...: id} as the file has them. Raises ValueError, one line, if transformers would not
-    split text as the file's tokenizer does: the model would read other tokens than it learned."""
+def gguf_tokenizer(file: Path) -> tuple[str | None, str | None, dict[str, int]]:
+    """What the file says of its tokenizer: (its kind, its rule of splitting, {bos_token, eos_token, ...: id}). Without
+    a bos_token if no text begins with it. Raises ValueError, one line, for a rule that is not followed: the model would
+    read other tokens than it learned."""
     from gguf import GGUFReader
 
     fields = GGUFReader(file).fields
@@ -62,7 +63,9 @@ def gguf_special_tokens(file: Path) -> dict[str, int]:
         )
     names = {"bos": "bos_token", "eos": "eos_token", "padding": "pad_token", "unknown": "unk_token"}
     ids = {token: fields.get(f"{prefix}{name}_token_id") for name, token in names.items()}
-    return {token: int(field.contents()) for token, field in ids.items() if field}
+    if prefix + "add_bos_token" in fields and not fields[prefix + "add_bos_token"].contents():
+        del ids["bos_token"]
+    return kind, split, {token: int(field.contents()) for token, field in ids.items() if field}
 
 
 def check(folder: Path) -> None:

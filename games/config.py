@@ -92,7 +92,7 @@ class GamePrompt(NamedTuple):
 
     def prompt(self, tokenizer, question: str) -> str:
         if tokenizer.chat_template is None:
-            return f"{self.rules}\n\n{question}\n"
+            return f"{tokenizer.bos_token or ''}{self.rules}\n\n{question}\n"
         return chat_templates.chat_prompt(tokenizer, self.rules, question, tags=self.tags, date=self.date)
 
 

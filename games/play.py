@@ -1,14 +1,14 @@
 """Playing: all games that wait for the same player move side by side, in one call of rollout.generate.
 
-A player answers for many games at once. What a model answers is text; an answer block, where there is one, else the
-whole text without the white space around it, is the move.
+A player answers for many games at once. What a model answers is text; what stands after its reasoning, where it writes
+any, is the move.
 """
 
 import random
+import re
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import evaluator
 from games.game import Game
 from rollout import Rollout, generate
 
@@ -33,6 +33,10 @@ class Match:
     players: tuple  # of seat 0 and of seat 1; the same one twice in self-play
     plies: list[Ply] = field(default_factory=list)
     outcome: tuple[float, float] | None = None
+
+    def seats_of(self, name: str) -> tuple[bool, bool]:
+        """Which seats a player of that name has."""
+        return tuple(player.name == name for player in self.players)
 
 
 def play(game: Game, matches: list[Match], seed: str, max_plies: int) -> None:
@@ -112,4 +116,7 @@ class ModelPlayer:
 
 
 def read_move(text: str, tags: str) -> str:
-    return evaluator.extract_answer(text, tags) or text.strip()
+    """What stands after the reasoning, if there is any, without an answer's tags and the white space around it."""
+    move = text.rpartition(f"</{tags}>")[2].strip()
+    inside = re.fullmatch("<answer>(.*)</answer>", move, re.DOTALL)
+    return inside[1].strip() if inside else move

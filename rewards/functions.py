@@ -112,7 +112,8 @@ class UserReward:
         return [self._number(value, f"number {i} of its list", sample) for i, value in enumerate(values)]
 
     def _number(self, value, what: str, sample: dict) -> float:
-        value = value.item() if hasattr(value, "item") else value  # numpy's and torch's numbers
+        with contextlib.suppress(Exception):  # of an array with several numbers, which is refused below
+            value = value.item() if hasattr(value, "item") else value  # numpy's and torch's numbers
         if not isinstance(value, numbers.Real):
             raise self.error(f"{what} {'returned' if what == 'it' else 'is'} {short(value)}, not a number", sample)
         if not math.isfinite(value):

@@ -180,7 +180,7 @@ def verdict_ids(tokenizer) -> tuple[int, int]:
 def verdict_prompt(tokenizer, question: Question) -> str:
     text = PROMPT.format(question=question[0], first=question[1], second=question[2])
     if not tokenizer.chat_template:
-        return text
+        return (tokenizer.bos_token or "") + text
     message = [{"role": "user", "content": text}]
     return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
 
@@ -245,6 +245,9 @@ class ServerVerdicts:
 
 
 def read_verdict(text: str | None) -> int | None:
-    """0 for A, 1 for B, the last one that stands alone in the reply; None if neither does."""
-    found = re.findall(r"\b([AB])\b", text or "")
-    return LETTERS.index(found[-1]) if found else None
+    """0 for A, 1 for B: the letter that the reply begins with, or the only one of the two in it. Else None: "Answer A
+    is better than answer B" would have to be understood."""
+    text = (text or "").strip()
+    begins = re.match(r"\W*([AB])\W*(?:$|\n|[.:)] )", text)  # "A", "**B**", "A. It is shorter."
+    found = {begins[1]} if begins else set(re.findall(r"(?<![\w'])([AB])(?![\w'])", text))
+    return LETTERS.index(found.pop()) if len(found) == 1 else None

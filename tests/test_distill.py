@@ -199,10 +199,11 @@ def row_of(question="q", completion="c", finish="stop", form=1.0, right=1.0):
 
 def test_every_reason_against_an_answer_is_counted():
     rows = [
-        row_of(), row_of(completion=" c\n"), row_of(completion="d"), row_of(completion="e"), row_of(question="test"),
+        row_of(), row_of(completion=" c\n"), row_of(completion="d"), row_of(completion="e"),
+        row_of(question=" a\ntest"),
         row_of(finish="length"), row_of(form=0.0), row_of(right=0.0, question="r"), row_of(question="r"),
     ]  # fmt: skip
-    kept, counts = examples.filter_rows(rows, keep_per_problem=2, test_questions={"test"})
+    kept, counts = examples.filter_rows(rows, keep_per_problem=2, test_questions={"a test"})
     assert counts == {
         "kept": 3, "test problem": 1, "truncated": 1, "badly formed": 1, "wrong": 1, "duplicate": 1, "surplus": 1,
     }  # fmt: skip
@@ -585,6 +586,8 @@ def test_the_unfiltered_twin_learns_as_many_answers_that_nobody_checked(finished
     monkeypatch.setattr(
         distill, "train_student", lambda *args: (learned.update({args[3].name: args[2]}), original(*args))[1]
     )
+    known = lines(finished / "filter/distill.jsonl")[0]["question"]
+    monkeypatch.setattr(distill, "test_questions", lambda config: {known})  # as if it were a test problem too
     folder = distill.run(config_of(tmp_path / "run", stage="train", data_dir=str(finished), control="both", epochs=0.1))
     for name in ("distilled", "gold", "unfiltered"):
         assert (folder / "train" / name / "checkpoints" / "latest" / "model.safetensors").exists()
@@ -592,6 +595,7 @@ def test_the_unfiltered_twin_learns_as_many_answers_that_nobody_checked(finished
     assert len(learned["unfiltered"]) == len(learned["distilled"]) and learned["unfiltered"] != learned["distilled"]
     assert all(row in answers and row["finish"] == "stop" for row in learned["unfiltered"])
     assert any(row["reward/accuracy"] != 1 for row in learned["unfiltered"]), "wrong ones too"
+    assert known not in {row["question"] for row in learned["unfiltered"]}
 
 
 def test_only_a_student_that_writes_answers_has_an_actor(finished, tmp_path, no_pictures, monkeypatch):
@@ -647,8 +651,11 @@ def test_a_model_is_measured_in_a_process_of_its_own(tmp_path, monkeypatch):
 # ---------------------------------------------------------------- the teacher
 
 
-def finished_grpo_run(folder, steps=2, last=2, **config):
-    (folder / "checkpoints" / f"step-{last}").mkdir(parents=True)
+def finished_grpo_run(folder, steps=2, last=2, files=("config.json",), **config):
+    checkpoint = folder / "checkpoints" / f"step-{last}"
+    checkpoint.mkdir(parents=True)
+    for name in files:
+        (checkpoint / name).touch()
     config = dict(preset="tiny", control="none", max_steps=steps) | config
     (folder / "args.json").write_text(json.dumps({"config": config}))
 
@@ -660,6 +667,7 @@ def test_the_newest_finished_run_is_the_teacher(tmp_path, monkeypatch):
     finished_grpo_run(tmp_path / "runs/tiny-3", steps=5)  # not finished
     finished_grpo_run(tmp_path / "runs/tiny-4", control="shuffled_advantages")
     finished_grpo_run(tmp_path / "runs/tiny-5", preset="qwen2.5-1.5b")
+    finished_grpo_run(tmp_path / "runs/tiny-6", files=("trainer_state.pt",), lora_rank=8)  # adapters alone
     assert distill.newest_run("tiny") == "runs/tiny-2/checkpoints/step-2"
 
 

@@ -98,6 +98,19 @@ def test_the_rates_are_those_of_the_rollout(data, monkeypatch):
     assert level == "warning" and text.startswith(f"{cut_off:.0%} are cut off at 26 tokens: raise")
 
 
+def test_the_first_step_is_checkpointed_if_the_run_is(data, monkeypatch):
+    """Else a setting that fits with it alone is said not to fit."""
+    recomputed = []
+    checkpoint = torch.utils.checkpoint.checkpoint
+    monkeypatch.setattr(
+        "transformers.modeling_utils.checkpoint", lambda *a, **o: (recomputed.append(1), checkpoint(*a, **o))[1]
+    )
+    for wanted in (False, True):
+        recomputed.clear()
+        assert of_level(examined(config_for(data, gradient_checkpointing=wanted)), "problem") == set()
+        assert bool(recomputed) == wanted
+
+
 def test_it_leaves_nothing_behind(data, monkeypatch):
     """Neither gradients nor other weights."""
     models = []

@@ -2,11 +2,13 @@
 
 import itertools
 import random
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 
 from games import GAMES
+from games.config import GamePrompt
 from games.debate import DIGITS, Debate, State, bayes_verdict, evidence
 from games.game import Game, Illegal
 from games.nim import Nim
@@ -254,3 +256,14 @@ def test_the_move_is_the_answer_block_or_the_whole_text():
     assert read_move(" 3\n", "reasoning") == "3"
     assert read_move("<reasoning>13 - 1 = 12</reasoning>\n<answer>1</answer>", "reasoning") == "1"
     assert read_move("I take 3", "reasoning") == "I take 3"
+    # A chat template may have opened the reasoning, and a model may not know of answer tags.
+    assert read_move("13 - 1 = 12</think>\n<answer> 1 </answer>", "think") == "1"
+    assert read_move("<think>12 or 4?</think>\n\n3\n", "think") == "3"
+    assert read_move("<think>12 or 4", "think") == "<think>12 or 4"
+
+
+def test_a_plain_prompt_begins_as_the_model_begins_its_texts():
+    plain = SimpleNamespace(chat_template=None, bos_token="<s>")
+    assert GamePrompt("Rules.", "think", None).prompt(plain, "7 left") == "<s>Rules.\n\n7 left\n"
+    plain.bos_token = None
+    assert GamePrompt("Rules.", "think", None).prompt(plain, "7 left") == "Rules.\n\n7 left\n"

@@ -45,7 +45,7 @@ def file_names(name: str) -> str:
     return {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}[name]
 
 
-def write_gguf(file: Path, model: LlamaForCausalLM, tokenizer, split: str | None = None) -> dict:
+def write_gguf(file: Path, model: LlamaForCausalLM, tokenizer, split: str | None = None, begins=None) -> dict:
     """Writes a Llama model with tied embeddings. Returns {name in transformers: the tensor that was written}: rounded
     to 8 bits, if it is a matrix."""
     kind = gguf.GGMLQuantizationType.Q8_0
@@ -68,6 +68,8 @@ def write_gguf(file: Path, model: LlamaForCausalLM, tokenizer, split: str | None
     writer.add_token_types([3 if id in special else 1 for id in range(c.vocab_size)])
     writer.add_token_merges([" ".join(merge) for merge in content["merges"]])
     writer.add_bos_token_id(tokenizer.bos_token_id)
+    if begins is not None:
+        writer.add_add_bos_token(begins)
     writer.add_eos_token_id(tokenizer.eos_token_id)
     writer.add_pad_token_id(tokenizer.eos_token_id)
     writer.add_chat_template(TEMPLATE)
@@ -130,6 +132,9 @@ def test_a_gguf_file_gives_its_weights_and_its_tokenizer(file_and_weights, as_fo
         torch.testing.assert_close(parameter.detach(), written[name], rtol=0, atol=0)
     text = "Mia has coins.\n<reasoning>ten of nine</reasoning>"
     assert loaded(text)["input_ids"] == tokenizer(text)["input_ids"]
+    ids = tokenizer(text)["input_ids"]
+    assert [loaded.decode(id) for id in ids] == [tokenizer.decode(id) for id in ids]
+    assert loaded.decode(tokenizer(" coins").input_ids) == " coins" and loaded.bos_token == tokenizer.bos_token
     assert loaded.eos_token == tokenizer.eos_token and loaded.chat_template == TEMPLATE
     assert llms.stop_ids(model, loaded) == [tokenizer.eos_token_id]
 
@@ -144,6 +149,15 @@ def test_a_split_that_transformers_does_not_follow_needs_the_tokenizer_beside_it
     tokenizer.backend_tokenizer.pre_tokenizer = BYTES
     by_digits, by_file = (t("Mia has 190")["input_ids"] for t in (loaded, tokenizer))
     assert [loaded.decode(id) for id in by_digits][-3:] == list("190") and by_digits != by_file
+
+
+def test_smollms_rule_splits_digits_from_spaces_and_each_other(tmp_path, tokenizer):
+    file = tmp_path / "small.gguf"
+    write_gguf(file, small_model(tokenizer), tokenizer, split="smollm", begins=False)
+    _, loaded = llms.load(str(file))
+    pieces = loaded.backend_tokenizer.pre_tokenizer.pre_tokenize_str("x\n\n12  45 a")
+    assert [piece for piece, _ in pieces] == ["x", "ĊĊ", "1", "2", "ĠĠ", "4", "5", "Ġa"]
+    assert loaded.bos_token is None, "the file says that no text begins with it"
 
 
 def test_a_run_on_a_gguf_file_saves_checkpoints_that_plain_transformers_opens(file_and_weights, tmp_path):

@@ -66,6 +66,12 @@ def test_checks_read_only_the_keys_that_a_thinned_log_has():
         assert {key for row in rows for key in row} <= set(health.KEYS)
 
 
+def test_training_accuracy_of_chosen_groups_is_not_compared():
+    """Dynamic sampling keeps groups that are neither all right nor all wrong."""
+    rows = [*metric_rows(32, accuracy=0.75, replaced_groups=3), *FLAT]
+    assert health.train_test_gap(rows) is None
+
+
 # ---------------------------------------------------------------- the zoo
 
 

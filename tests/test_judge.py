@@ -205,7 +205,11 @@ def test_a_server_that_sleeps_or_is_not_there():
     [
         ("A", 0),
         (" B.", 1),
-        ("A is weak, so B", 1),
+        ("A is weak, so B", None),
+        ("Answer A is better than answer B.", None),
+        ("Answer B is better.", 1),
+        ("B. A clear choice", 1),
+        ("A: it is shorter than B", 0),
         ("**A**", 0),
         ("Both", None),
         ("", None),

@@ -157,6 +157,8 @@ def test_a_file_may_import_its_neighbour_and_is_read_again_when_mended(tmp_path)
         ("return math.nan", "it returned nan, not a finite number"),
         ("return -math.inf", "it returned -inf, not a finite number"),
         ("return [1.0]", "it returned [1.0], not a number"),
+        ("import numpy; return numpy.ones(2)", "it returned array([1., 1.]), not a number"),
+        ("import torch; return torch.ones(2)", "it returned tensor([1., 1.]), not a number"),
         ("raise KeyError('several\\n   lines')", "line 4, in f: KeyError: 'several"),
         ("import no_such_package", "line 4, in f: ModuleNotFoundError: No module named 'no_such_package'"),
         ("exit(3)", "in f: SystemExit: 3"),

@@ -37,10 +37,15 @@ from update import update
 # ---------------------------------------------------------------- advantages
 
 
+def everywhere(outcomes):
+    """The policy in both seats."""
+    return torch.ones_like(outcomes, dtype=torch.bool)
+
+
 def test_a_seat_is_compared_with_itself_in_its_own_group():
     config = self_play_config("unused", group_size=2)
     outcomes = torch.tensor([[1.0, -1], [-1, 1], [1, -1], [1, -1]])
-    advantages = self_play.seat_advantages(outcomes, config, [0.0, 0.0])
+    advantages = self_play.seat_advantages(outcomes, everywhere(outcomes), config, [0.0, 0.0])
     assert advantages.tolist() == [[1, -1], [-1, 1], [0, 0], [0, 0]]
 
 
@@ -48,25 +53,27 @@ def test_a_seat_that_always_loses_teaches_nothing():
     """With the mean over both seats, every move of the lost seat would be punished, whatever it was."""
     config = self_play_config("unused", group_size=4)
     outcomes = torch.tensor([[1.0, -1.0]] * 8)
-    assert self_play.seat_advantages(outcomes, config, [0.0, 0.0]).abs().max() == 0
-    means = [0.0, 0.0]
+    assert self_play.seat_advantages(outcomes, everywhere(outcomes), config, [0.0, 0.0]).abs().max() == 0
+    config, means = self_play_config("unused", baseline="ema"), [0.0, 0.0]
     for _ in range(200):
-        advantages = self_play.seat_advantages(outcomes, self_play_config("unused", baseline="ema"), means)
+        advantages = self_play.seat_advantages(outcomes, everywhere(outcomes), config, means)
     assert advantages.abs().max() < 1e-3 and means == pytest.approx([1, -1], abs=1e-3)
 
 
 def test_the_moving_mean_is_that_of_the_steps_before():
     config, means = self_play_config("unused", baseline="ema", ema_decay=0.75), [0.0, 0.0]
-    first = self_play.seat_advantages(torch.tensor([[1.0, -1.0], [1.0, -1.5]]), config, means)
+    outcomes = torch.tensor([[1.0, -1.0], [1.0, -1.5]])
+    first = self_play.seat_advantages(outcomes, everywhere(outcomes), config, means)
     assert first.tolist() == [[1, -1], [1, -1.5]] and means == [0.25, -0.3125]
-    second = self_play.seat_advantages(torch.tensor([[0.0, 0.0]]), config, means)
+    second = self_play.seat_advantages(torch.zeros(1, 2), torch.tensor([[True, False]]), config, means)
     assert second.tolist() == [[-0.25, 0.3125]]
+    assert means == [0.1875, -0.3125], "what the other player gets in seat 1 is not the policy's"
 
 
 def test_an_answer_is_compared_with_all_answers_at_its_position():
     config = self_play_config("unused", baseline="position")
     outcomes = torch.tensor([[1.0, -1.0], [-1.0, 1.0], [-1.5, 0.5]])
-    assert torch.equal(self_play.seat_advantages(outcomes, config, [0.0, 0.0]), outcomes)
+    assert torch.equal(self_play.seat_advantages(outcomes, everywhere(outcomes), config, [0.0, 0.0]), outcomes)
     plies = [
         [(0, "policy", "9 left", 3), (1, "snapshot", "6 left", 3), (0, "policy", "4 left", 0)],
         [(0, "policy", "9 left", 1), (1, "policy", "8 left", 2)],
@@ -200,6 +207,9 @@ def test_who_plays_whom(opponents):
         kinds.append(tuple(player.name for player in group[0].players))
     other = {"pool": "snapshot", "self": "policy", "random": "random"}[opponents]
     assert kinds.count((other, "policy")) == kinds.count(("policy", other)) or opponents == "self"
+    few = [self_play.start_matches(config, setup_with_pool([0]), learner, step, [0, 1]) for step in (1, 2)]
+    seats = {match.seats_of("policy") for matches in few for match in matches}
+    assert len(seats) == {"pool": 3, "self": 1, "random": 2}[opponents], "with few groups, from step to step"
     share = {"pool": 8, "self": 16, "random": 0}[opponents]
     assert kinds.count(("policy", "policy")) == share
 
@@ -403,6 +413,17 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(tmp_path, settings):
     assert all(torch.equal(one[name], other[name]) for name in one)
     matrices = [(tmp_path / name / "matrix.json").read_text() for name in ("whole", "stopped")]
     assert matrices[0] == matrices[1]
+
+
+def test_a_run_goes_on_another_day_with_the_date_that_it_began_with(tmp_path):
+    config = self_play_config(tmp_path / "run", max_steps=1)
+    self_play.train(config)
+    args = tmp_path / "run" / "args.json"
+    text = args.read_text()
+    today = json.loads(text)["config"]["prompt_date"]
+    args.write_text(text.replace(today, "2026-03-01"))
+    self_play.train(dataclasses.replace(config, max_steps=2, resume_from_checkpoint="latest"))
+    assert json.loads(args.read_text())["config"]["prompt_date"] == "2026-03-01"
 
 
 def test_a_resumed_run_keeps_its_settings(tmp_path):

@@ -269,6 +269,8 @@ def examine_rollout(config, model, tokenizer, problems, num_test_problems: int):
     actor = llms.make_actor(model, torch.bfloat16 if bf16 else torch.float32, always_copy=separate)
     if config.lora_rank:
         lora.add_adapters(model, **config.adapters(), bf16=bf16)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     step = first_step(config, model, actor, tokenizer, problems)
     yield from examine_answers(config, step, config.prompt_format(tokenizer))
     yield examine_pass_rate(config, step, actor, tokenizer, problems)
@@ -311,6 +313,7 @@ def first_step(config, policy, actor, tokenizer, problems) -> FirstStep:
 def seconds_of_pass(config, model, rollout, gradient: bool = True) -> float:
     """Time of one pass over all rows of the rollout: forward and backward, or forward alone. Deletes the gradients."""
     started = time.perf_counter()
+    model.train(gradient)  # only then is gradient checkpointing on
     autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=config.uses_bf16(model.device))
     for micro in llms.micro_batches(rollout, range(len(rollout.texts)), config.tokens_per_micro_batch):
         with autocast, torch.set_grad_enabled(gradient):
@@ -318,6 +321,7 @@ def seconds_of_pass(config, model, rollout, gradient: bool = True) -> float:
         if gradient:
             logprobs.sum().backward()
     model.zero_grad()
+    model.eval()
     wait_for(model.device)
     return time.perf_counter() - started
 
@@ -425,8 +429,8 @@ def estimate_time(config, step: FirstStep, separate_actor: bool, num_test_proble
     """Yields Findings about speed and about the hours of the whole run.
 
     What was timed is scaled to the rows of a step and to those of an evaluation. Not counted: the optimizer (about ten
-    milliseconds per billion parameters on a GPU), checkpoints and pictures. Rows without an advantage are counted,
-    although the update leaves them out.
+    milliseconds per billion parameters on a GPU), pictures, and what the finding names. Rows without an advantage are
+    counted, although the update leaves them out.
     """
     all_rows = config.problems_per_step * config.group_size
     scale = all_rows / step.num_rows
@@ -449,4 +453,6 @@ def estimate_time(config, step: FirstStep, separate_actor: bool, num_test_proble
     )  # fmt: skip
     length = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.0f} minutes"
     text = f"about {length} for {config.max_steps} steps and {evaluations} evaluations ({passes} x {problems} answers "
-    yield Finding("ok", "time", f"{text}each), at answers of this length; checkpoints not counted")
+    omitted = ["checkpoints"] + ["further rounds of --dynamic_sampling"] * (config.dynamic_sampling > 0)
+    omitted += ["the judge"] * (evaluator.JUDGE in config.rewards)
+    yield Finding("ok", "time", f"{text}each), at answers of this length; not counted: {', '.join(omitted)}")

@@ -19,7 +19,7 @@ from tracking.findings import LEVELS, Finding, judge
 KEYS = (
     "step", "reward", "accuracy", "format_rate", "completion_length", "truncated_rate", "loop_rate", "repetition",
     "entropy", "zero_std_groups", "grad_norm", "clip_frac", "kl", "logprob_gap", "updates", "skipped_updates",
-    "eval/n", "eval/accuracy", "eval/accuracy_low", "eval/accuracy_high", "eval/accuracy_greedy",
+    "replaced_groups", "eval/n", "eval/accuracy", "eval/accuracy_low", "eval/accuracy_high", "eval/accuracy_greedy",
     "eval/outcomes", "eval/outcomes_greedy",
 )  # fmt: skip
 
@@ -177,6 +177,8 @@ def train_test_gap(rows: list[dict]) -> Finding | None:
     """Is the training accuracy above the held-out one? Both are sampled at the same temperature. Needs 8 steps."""
     accuracy, results = values_of(rows, "accuracy"), evaluations(rows)
     if len(accuracy) < 8 or not results or not results[-1]["step"]:
+        return None
+    if values_of(rows, "replaced_groups"):  # the training accuracy is that of the groups that were kept
         return None
     late, test = accuracy[-max(3, len(accuracy) // 4) :], results[-1]["eval/accuracy"]
     gap, n = float(np.mean(late)) - test, results[-1]["eval/n"]
