@@ -43,7 +43,7 @@ def everywhere(outcomes):
 
 
 def test_a_seat_is_compared_with_itself_in_its_own_group():
-    config = self_play_config("unused", group_size=2)
+    config = self_play_config("unused", baseline="group", group_size=2)
     outcomes = torch.tensor([[1.0, -1], [-1, 1], [1, -1], [1, -1]])
     advantages = self_play.seat_advantages(outcomes, everywhere(outcomes), config, [0.0, 0.0])
     assert advantages.tolist() == [[1, -1], [-1, 1], [0, 0], [0, 0]]
@@ -51,7 +51,7 @@ def test_a_seat_is_compared_with_itself_in_its_own_group():
 
 def test_a_seat_that_always_loses_teaches_nothing():
     """With the mean over both seats, every move of the lost seat would be punished, whatever it was."""
-    config = self_play_config("unused", group_size=4)
+    config = self_play_config("unused", baseline="group", group_size=4)
     outcomes = torch.tensor([[1.0, -1.0]] * 8)
     assert self_play.seat_advantages(outcomes, everywhere(outcomes), config, [0.0, 0.0]).abs().max() == 0
     config, means = self_play_config("unused", baseline="ema"), [0.0, 0.0]
