@@ -4,7 +4,7 @@
     python plots/zoo/run.py learning_rate_x3    # that run again
     python plots/zoo/run.py --show              # what the checks say of each
 
-Each run is main.py's on the embedded model, small: 8 problems x 8 answers, at most 60 steps, 192 test problems,
+Each run is main.py's on the embedded model, small: 8 problems x 8 answers, at most 64 steps, 192 test problems,
 about a minute on one core. Its log is thinned to what the checks read and kept in plots/zoo/metrics. A sick run has one
 cause, in its settings or in a fault put into the program, and names the check that has to find it. tests/test_health.py
 demands that this check does, and that no check complains about a good run.
@@ -172,7 +172,7 @@ SICK = {
     "train_test_gap": Run(
         "Training against test",
         "64 problems, again and again",
-        dict(learning_rate=3e-4, updates_per_rollout=3, max_steps=60, final_lr_fraction=1.0, eval_problems=768),
+        dict(learning_rate=3e-4, updates_per_rollout=3, max_steps=64, eval_problems=768),
         changed_problems(few_problems),
     ),
     "stale_rollouts": Run(
