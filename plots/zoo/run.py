@@ -172,7 +172,7 @@ SICK = {
     "train_test_gap": Run(
         "Training against test",
         "64 problems, again and again",
-        dict(learning_rate=3e-4, updates_per_rollout=3, max_steps=64, eval_problems=768),
+        dict(updates_per_rollout=3, max_steps=64, eval_problems=768),
         changed_problems(few_problems),
     ),
     "stale_rollouts": Run(
