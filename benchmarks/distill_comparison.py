@@ -111,6 +111,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Compare sft, on-policy reverse KL and GRPO on the tiny student.")
     parser.add_argument("--teacher_name", required=True)
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--eval_problems", type=int, default=1024)
     compare(parser.parse_args())

@@ -12,6 +12,12 @@ for seed in 1 2; do
         --overwrite_output_dir
     cp runs/distill$seed/report/distill.json plots/distill/seed$seed.json
 done
+# The same with a twin that learns unchecked answers.
+for seed in 0 1 2; do
+    $PYTHON distill.py --preset tiny --control unfiltered --teacher_name $teacher --seed $seed \
+        --output_dir runs/unfiltered$seed --overwrite_output_dir
+    cp runs/unfiltered$seed/report/distill.json plots/distill/unfiltered_seed$seed.json
+done
 OMP_NUM_THREADS=1 $PYTHON benchmarks/distill_comparison.py --teacher_name $teacher --output_dir runs/comparison
 cp runs/comparison/comparison.jsonl plots/distill/
 # The sweep, with the first seed of plots/reproduce.sh as its teacher. From random weights students need several times
