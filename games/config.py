@@ -115,7 +115,14 @@ class SelfPlayConfig(*reversed(SECTIONS)):
         if self.ema_decay >= 1:
             raise ValueError(f"--ema_decay {self.ema_decay}: must be below 1")
         if self.group_size == 1 and self.baseline == "group":
-            raise ValueError("--group_size 1: a game is compared with its group; give 2 or more, or --baseline ema")
+            raise ValueError(
+                "--group_size 1: a game is compared with its group; give 2 or more, or --baseline ema or position"
+            )
+        if self.advantage_scale != "none" and self.baseline != "group":
+            raise ValueError(
+                f"--advantage_scale {self.advantage_scale}: scales by the group's outcomes, and --baseline is "
+                f"{self.baseline}; give --advantage_scale none or --baseline group"
+            )
         if self.games_per_step % (self.group_size * self.minibatches):
             raise ValueError(
                 f"--games_per_step {self.games_per_step}: must be a multiple of --group_size {self.group_size} times "
