@@ -299,11 +299,11 @@ def train_stage(config: DistillConfig, folders: dict[str, Path]) -> None:
     rows = run_folder.JsonLines(folders["filter"] / "distill.jsonl").read()
     start = distributed.run_on_main(untrained_student, config, folders["train"])
     train_student(config, start, rows, folders["train"] / "distilled")
-    if config.control in ("unfiltered", "both"):
+    if "unfiltered" in config.controls():
         answers = run_folder.JsonLines(folders["generate"] / "teacher.jsonl").read()
         unchecked = unchecked_rows(answers, len(rows), config.seed, test_questions(config))
         train_student(config, start, unchecked, folders["train"] / "unfiltered")
-    if config.control in ("gold", "both"):
+    if "gold" in config.controls():
         plain = dataclasses.replace(config, loss="sft", on_policy_fraction=0.0)
         train_student(plain, start, gold_rows(rows, config), folders["train"] / "gold")
 
@@ -315,9 +315,8 @@ def report_stage(config: DistillConfig, folders: dict[str, Path]) -> None:
         "untrained student": untrained_student(config, folders["train"]),
         "distilled student": str(folders["train"] / "distilled" / "checkpoints" / "latest"),
     }
-    for control, title in (("unfiltered", "unfiltered control"), ("gold", "gold-solution control")):
-        if config.control in (control, "both"):
-            models[title] = str(folders["train"] / control / "checkpoints" / "latest")
+    titles = {"unfiltered": "unfiltered control", "gold": "gold-solution control"}
+    models |= {titles[name]: str(folders["train"] / name / "checkpoints" / "latest") for name in config.controls()}
     table = measure_all(models, config, folders["report"])
     counts = json.loads((folders["filter"] / "counts.json").read_text(encoding="utf-8"))
     kept = run_folder.JsonLines(folders["filter"] / "distill.jsonl").read()

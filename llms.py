@@ -188,8 +188,7 @@ def _from_gguf(auto_class, file: Path, **options):
             return AutoTokenizer.from_pretrained(file.parent, **options)
         kind, split, special_tokens = model_folder.gguf_tokenizer(file)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, **options)
-        for name in ("bos_token", *special_tokens):  # transformers guesses them
-            id = special_tokens.get(name)
+        for name, id in ({"bos_token": None} | special_tokens).items():  # transformers guesses them
             setattr(tokenizer, name, None if id is None else tokenizer.convert_ids_to_tokens(id))
         if kind == "gpt2":  # the decoder of other Llama tokenizers takes a space off every text
             tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
@@ -260,6 +259,11 @@ def make_actor(policy: PreTrainedModel, dtype: torch.dtype, always_copy: bool = 
     # Parameters alone: rotary frequencies in bf16 would turn late positions wrong. No copy in fp32 ever exists.
     low = {id(p): torch.nn.Parameter(p.detach().to(dtype, copy=True), requires_grad=False) for p in policy.parameters()}
     return copy.deepcopy(policy, low).eval()
+
+
+def checkpoint_gradients(model: PreTrainedModel) -> None:
+    """Recomputes each layer's activations in the backward pass, in training mode."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def make_optimizer(policy: PreTrainedModel, learning_rate: float) -> torch.optim.AdamW:

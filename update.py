@@ -245,7 +245,7 @@ def make_trainable(policy, config, forward, optimizer_state: dict | None = None)
     with the policy, see distributed.bind_forward. optimizer_state: of a checkpoint.
     """
     if config.gradient_checkpointing:
-        policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        llms.checkpoint_gradients(policy)
     if config.compile:
         llms.compile_layers(policy)
     if config.fsdp:

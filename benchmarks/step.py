@@ -131,7 +131,7 @@ class Step:
         config, device, policy = task.config, task.device, common.speed_up(task.policy)
         self.actor = llms.make_actor(policy, torch.bfloat16 if config.uses_bf16(device) else torch.float32)
         if config.gradient_checkpointing:
-            policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            llms.checkpoint_gradients(policy)
         if config.compile:
             llms.compile_layers(policy)
         self.optimizer = llms.make_optimizer(policy, learning_rate=0.0)

@@ -103,6 +103,10 @@ class DistillConfig(*reversed(SECTIONS)):
             if student is not None and "=" in student:
                 StudentConfig.parse(student)
 
+    def controls(self) -> tuple[str, ...]:
+        """The twins that are trained too, in their order."""
+        return {"none": (), "both": ("unfiltered", "gold")}.get(self.control, (self.control,))
+
     def sweep_list(self) -> list[str]:
         return [student.strip() for student in self.sweep_students.split(";") if student.strip()]
 

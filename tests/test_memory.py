@@ -20,9 +20,9 @@ from tracking import memory
 from tracking.run_config import PRESETS, GRPOConfig
 
 
-def table_of(model_config, on_gpu=False, **overrides):
+def table_of(model_config, on_gpu=False, judge_config=None, **overrides):
     settings = dict(problems_per_step=2, group_size=2, max_prompt_length=64, max_completion_length=32) | overrides
-    return memory.memory_table(tiny_config(None, minibatches=1, **settings), model_config, on_gpu)
+    return memory.memory_table(tiny_config(None, minibatches=1, **settings), model_config, on_gpu, judge_config)
 
 
 def size_of(tensors):
@@ -267,10 +267,7 @@ def test_a_local_judge_is_counted():
     policy, judge = random_model(), random_model(hidden_size=128)
     for on_gpu, name in ((False, "judge, fp32"), (True, "judge, bf16")):
         without = table_of(policy.config, on_gpu)
-        table = memory.memory_table(
-            tiny_config(None, minibatches=1, problems_per_step=2, group_size=2, max_prompt_length=64,
-                        max_completion_length=32), policy.config, on_gpu, judge.config,
-        )  # fmt: skip
+        table = table_of(policy.config, on_gpu, judge.config)
         assert table[name] == size_of(judge.parameters()) / (1 + on_gpu)
         assert table["peak"] == without["peak"] + table[name] and name not in without
 

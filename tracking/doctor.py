@@ -270,7 +270,7 @@ def examine_rollout(config, model, tokenizer, problems, num_test_problems: int):
     if config.lora_rank:
         lora.add_adapters(model, **config.adapters(), bf16=bf16)
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        llms.checkpoint_gradients(model)
     step = first_step(config, model, actor, tokenizer, problems)
     yield from examine_answers(config, step, config.prompt_format(tokenizer))
     yield examine_pass_rate(config, step, actor, tokenizer, problems)

@@ -126,21 +126,19 @@ def measure_preference(name: str, num_problems: int = 256) -> None:
     import evaluator
     import llms
     import rldatasets
-    from rewards.judge import ModelVerdicts
+    from rewards.judge import Judge, ModelVerdicts
     from tracking.run_config import PRESETS, GRPOConfig
 
     config = GRPOConfig(**PRESETS["tiny"])
     problems = rldatasets.generate_arithmetic("test", num_problems)
-    verdicts, rows, base = ModelVerdicts(str(JUDGE), config), [], None
+    judge, rows, base = Judge(ModelVerdicts(str(JUDGE), config)), [], None
     for step in range(0, 31, 5):
         model, tokenizer = llms.load(str(RUNS / name / "checkpoints" / f"step-{step}") if step else "tiny")
         measured = evaluator.evaluate(model, tokenizer, problems, temperature=1.0, **config.answering(tokenizer))
         records = measured["records"]
         base = base or records
         with torch.no_grad():
-            pairs = [(r["question"], r["completion"], b["completion"]) for r, b in zip(records, base, strict=True)]
-            forward, backward = verdicts(pairs), verdicts([(q, second, first) for q, first, second in pairs])
-        wins = [(1 - f + b) / 2 for f, b in zip(forward, backward, strict=True)]
+            wins = [share for share, _ in judge([[r, b] for r, b in zip(records, base, strict=True)])]
         row = {"step": step, "preferred": sum(wins) / len(wins), "ties": wins.count(0.5) / len(wins)}
         row |= {key: measured[key] for key in ("accuracy", "accuracy_low", "accuracy_high", "length")}
         rows.append({key: round(value, 4) for key, value in row.items()})
@@ -213,7 +211,8 @@ def show() -> None:
         last, training = rows[-1], [row for row in rows if "reward" in row]
         interval = f"[{last['eval/accuracy_low']:.1%}, {last['eval/accuracy_high']:.1%}]"
         tokens = sum(row.get("sampled_tokens", row["completion_length"] * ROWS) for row in training)
-        notes = [f"{n} groups replaced" for n in [sum(row.get("replaced_groups", 0) for row in training)] if n]
+        replaced = sum(row.get("replaced_groups", 0) for row in training)
+        notes = [f"{replaced} groups replaced"] if replaced else []
         for key, what in JUDGE_METRICS.items():
             if key in training[0]:
                 end = f"{training[-1][key]:.2f}" if key in training[-1] else "undefined, no answer is right"
