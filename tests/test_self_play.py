@@ -28,6 +28,7 @@ from games.nim import Nim
 from games.nim import State as Heap
 from games.play import Match, ModelPlayer, PerfectPlayer, Ply, RandomPlayer, play
 from games.tictactoe import TicTacToe
+from main import control_advantages
 from rollout import Rollout, generate
 from tracking import report, report_games
 from tracking.run_config import GRPOConfig
@@ -325,7 +326,8 @@ def test_a_debate_with_a_model_judge_runs(tmp_path):
 def test_every_setting_is_read():
     files = [ROOT / name for name in ("self_play.py", "update.py", "tracking/training_run.py", "distill.py")]
     files += (ROOT / "games").glob("*.py")
-    source = "".join(file.read_text() for file in files) + inspect.getsource(GRPOConfig.uses_bf16)
+    source = "".join(file.read_text() for file in files)
+    source += inspect.getsource(GRPOConfig.uses_bf16) + inspect.getsource(control_advantages)
     for f in dataclasses.fields(SelfPlayConfig):
         assert re.search(rf"\b(config|cold|self)\.{f.name}\b", source), f"{f.name} is parsed and never used"
 
