@@ -338,7 +338,7 @@ def completion_hidden(model: PreTrainedModel, rollout, rows: torch.Tensor):
     """The hidden states that predict the completions' positions, for all `rows` in order.
 
     -> hidden (N, H), row (N,), position (N,): hidden[i] goes to the head to predict position[i] of rows[row[i]].
-    Prompts are computed once for all their rows (attention.Packed).
+    What rows share, prompts and their common prefix, is computed once (attention.Packed).
     """
     device = rollout.draws.device
     mask = rollout.completion_mask[rows]  # (B, T)

@@ -1,8 +1,8 @@
 """Sampling: the one decode loop. `generate` turns prompts into a Rollout, everything that training needs to know.
 
 The idea, on one page:
-  1. Prefill. Each prompt is read once, right-padded. Its keys and values are copied to the group_size rows that
-     continue it.
+  1. Prefill. Each prompt is read once, and what all prompts begin with is read once. Keys and values are copied to the
+     rows that continue them, group_size for each prompt.
   2. Decode. At every step each live row draws a token from its distribution, at the sampling temperature and over the
      whole vocabulary. There is no top-k, no top-p and no penalty, whatever the checkpoint's generation config says:
      otherwise tokens would be drawn from one distribution, and their log-probs taken from another.
@@ -29,7 +29,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import llms
-from engine.attention import forward_hidden, has_flash, head_dim
+from engine.attention import Packed, forward_hidden, has_flash, head_dim
 from engine.cuda_graphs import StepGraphs
 from engine.head import head_logits
 from engine.kv_cache import DenseKVCache, FlatKVCache
@@ -225,18 +225,18 @@ class Decoder:
         of_all = torch.rand(shape, generator=generator, dtype=torch.float64)
         self.uniform[:B] = of_all[prompt_indices].flatten(0, 1).to(self.uniform)
 
-        padded = torch.nn.utils.rnn.pad_sequence(prompt_ids, batch_first=True).to(device)  # (P, longest)
-        self.cache = self.new_cache(lengths, group_size)
-        inputs = llms.embed_mixture(self.model, padded[..., None], torch.ones_like(padded[..., None]))
-        positions = torch.arange(padded.shape[1], device=device)[None]
-        hidden = forward_hidden(self.model, inputs, positions, self.cache)  # (P, longest, H)
-        last = hidden[torch.arange(len(lengths), device=device), lengths - 1]  # (P, H)
+        packed = Packed(prompt_ids, [1] * len(prompts), device)
+        self.cache = self.new_cache(packed, group_size)
+        tokens = packed.prompt_tokens[:, None]  # (N, 1)
+        inputs = llms.embed_mixture(self.model, tokens, torch.ones_like(tokens))
+        hidden = forward_hidden(self.model, inputs[None], packed.positions, self.cache)[0]  # (N, H)
+        last = hidden[packed.logit_indices]  # (P, H)
         rows = torch.arange(B, device=device)
         self.sample_tokens(rows, last.repeat_interleave(group_size, dim=0), 0)
         return rows
 
-    def new_cache(self, prompt_lengths, group_size):
-        return DenseKVCache(prompt_lengths, group_size, self.uniform.shape[1])
+    def new_cache(self, prompts: Packed, group_size: int):
+        return DenseKVCache(prompts, group_size, self.uniform.shape[1])
 
     def decode_step(self, rows: torch.Tensor, t: int | torch.Tensor) -> None:
         """Feeds what the rows (n,) drew at t - 1 and draws their tokens at t."""
@@ -346,8 +346,8 @@ class GraphDecoder(Decoder):
         if params.max_new_tokens > 1:  # else the prefill draws the only token
             self.graphs = StepGraphs(super().decode_step, max_rows, device)
 
-    def new_cache(self, prompt_lengths, group_size):
-        self.cache.prepare_prefill(prompt_lengths, group_size)
+    def new_cache(self, prompts: Packed, group_size: int):
+        self.cache.prepare_prefill(prompts, group_size)
         return self.cache
 
     def decode_step(self, rows, t):

@@ -150,7 +150,7 @@ def start_matches(config: SelfPlayConfig, setup: Setup, learner, step: int, grou
         opponent = snapshot_player(config, setup, snapshot)
     matches = []
     for group in groups:
-        state = setup.game.start(f"{config.seed}-{step}-{group}")
+        state = setup.game.training_start(f"{config.seed}-{step}-{group}")
         players = [learner, learner]
         if opponent and (config.opponents == "random" or group % 2):
             players[(group // 2 + step) % 2] = opponent

@@ -3,13 +3,14 @@
 transformers' modules compute everything else. They look up their attention function by name, so a function is
 registered here that passes queries, keys and values to the `layout` of the call:
 
-    Packed                       training: rows without padding, each prompt computed once for its whole group
-    DenseKVCache, FlatKVCache    sampling (kv_cache.py)
+    Packed                       training, and the prompts of sampling: no padding, nothing shared computed twice
+    DenseKVCache, FlatKVCache    sampling, token by token (kv_cache.py)
 
 Left out on purpose: sliding windows, attention sinks, encoder models.
 """
 
 import functools
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -108,32 +109,34 @@ def flash_takes_heads(head_dim: int) -> bool:
 
 
 class Packed:
-    """Rows of a rollout as one sequence without padding, in which each different prompt stands once.
+    """Rows of a rollout as one sequence without padding, in which what rows share stands once: each different prompt,
+    and the beginning that all prompts have in common, such as a chat template's system message.
 
-    Prompts p and q; completions abc and d of p, efg of q. The N tokens of the sequence are
+    Prompts ssp and ssqq; completions abc and d of the first, efg of the second. The N tokens of the sequence are
 
-        p p p p | q q q | a b | e f        the last token of a completion is predicted, and never read
+        s s | p | q q | a b | e f        the last token of a completion is predicted, and never read
 
     Linear layers process N tokens. A plain pass has one prompt per row and padding: 1.7 times as many tokens with 200
-    tokens of prompt, 250 of completion and 16 rows per group. Attention runs over prompts alone, and over completions
-    with their prompt as context. The gradient of a prompt's keys and values sums over its rows, as in the plain pass,
-    which the tests compare with.
+    tokens of prompt, 250 of completion and 16 rows per group. Attention runs over the common prefix alone, over the
+    rest of each prompt with the prefix as context, and over completions with their whole prompt as context. The
+    gradient of shared keys and values sums over their rows, as in the plain pass, which the tests compare with.
     """
 
     def __init__(self, prompt_ids: list[torch.Tensor], lengths: list[int], device: torch.device):
-        """prompt_ids: of each row, on the CPU; lengths: of the rows' completions."""
+        """prompt_ids: of each row, on the CPU; lengths: of the rows' completions, 1 for a prompt that is only read."""
         fed = [length - 1 for length in lengths]
         number: dict[bytes, int] = {}  # of each different prompt
         prompt_of_row = [number.setdefault(ids.numpy().tobytes(), len(number)) for ids in prompt_ids]
         prompts = [prompt_ids[prompt_of_row.index(i)] for i in range(len(number))]
-        starts = [0]  # of the prompts, then of the completions, in the sequence
-        for n in [len(ids) for ids in prompts] + fed:
+        common = common_prefix(prompts)
+        starts = [0]  # of the prefix, the rests of the prompts, and the completions, in the sequence
+        for n in [common] + [len(ids) - common for ids in prompts] + fed:
             starts.append(starts[-1] + n)
-        prompt_spans = [range(starts[i], starts[i + 1]) for i in range(len(prompts))]
-        row_spans = [range(starts[i], starts[i + 1]) for i in range(len(prompts), len(starts) - 1)]
+        prefix, *spans = (range(start, end) for start, end in itertools.pairwise(starts))
+        prompt_spans, row_spans = spans[: len(prompts)], spans[len(prompts) :]
 
-        self.prompt_tokens = torch.cat(prompts).to(device)  # (sum of prompt lengths,)
-        in_text = [*(range(len(ids)) for ids in prompts)]
+        self.prompt_tokens = torch.cat([prompts[0][:common], *(ids[common:] for ids in prompts)]).to(device)
+        in_text = [prefix, *(range(common, len(ids)) for ids in prompts)]
         in_text += [range(len(ids), len(ids) + n) for ids, n in zip(prompt_ids, fed, strict=True)]
         self.positions = torch.tensor([p for span in in_text for p in span], device=device)[None]  # (1, N)
         # The hidden state that predicts each completion token: of the prompt's last token, then of the token before.
@@ -142,8 +145,9 @@ class Packed:
             device=device,
         )
         # Each sequence of queries, and the context that it attends to before itself.
-        self.contexts = [[]] * len(prompts) + [prompt_spans[p] for p in prompt_of_row]
-        self.queries = prompt_spans + row_spans
+        self.prompts_of_rows = [[*prefix, *prompt_spans[p]] for p in prompt_of_row]
+        self.contexts = [[]] + [prefix] * len(prompts) + self.prompts_of_rows
+        self.queries = [prefix, *prompt_spans, *row_spans]
         self.num_prompts, self.device = len(prompts), device
 
     def attend(self, layer, query, key, value, scale):
@@ -154,14 +158,26 @@ class Packed:
 
     @functools.cached_property
     def blocks(self):
-        """One layout for the prompts and one for the completions, because each pads to its own longest sequence."""
-        P = self.num_prompts
-        kinds = [(self.contexts[:P], self.queries[:P]), (self.contexts[P:], self.queries[P:])]
-        return [PaddedLayout(contexts, queries, self.device) for contexts, queries in kinds if any(map(len, queries))]
+        """One layout for the prefix, for the prompts and for the completions: each pads to its own longest sequence."""
+        kinds = slice(0, 1), slice(1, 1 + self.num_prompts), slice(1 + self.num_prompts, None)
+        return [
+            PaddedLayout(self.contexts[kind], self.queries[kind], self.device)
+            for kind in kinds
+            if any(map(len, self.queries[kind]))
+        ]
 
     @functools.cached_property
     def ragged(self):
         return VarlenLayout(self.contexts, self.queries, self.device)
+
+
+def common_prefix(prompts: list[torch.Tensor]) -> int:
+    """How many tokens all prompts (1-D) begin with; each keeps at least one of its own. 0 for a single prompt."""
+    if len(prompts) == 1:
+        return 0
+    shortest = min(map(len, prompts)) - 1
+    same = torch.stack([ids[:shortest] for ids in prompts])
+    return int((same == same[0]).all(dim=0).long().cumprod(dim=0).sum())
 
 
 class VarlenLayout:

@@ -14,38 +14,43 @@ Left out on purpose: pages, quantised values, prefixes shared between calls.
 import torch
 import torch.nn.functional as F
 
-from engine.attention import flash_attention, grouped_attention, head_dim
+from engine.attention import Packed, flash_attention, grouped_attention, head_dim
 
 
 class DenseKVCache:
     """Per layer one block (B, kv_heads, longest prompt + max_new_tokens, head_dim), its first rows the live ones."""
 
-    def __init__(self, prompt_lengths: torch.Tensor, group_size: int, max_new_tokens: int):
-        """prompt_lengths: (P,) long; each prompt is read once and continued by group_size rows."""
-        self.group_size = group_size
-        self.num_rows = len(prompt_lengths) * group_size
-        self.width = int(prompt_lengths.max())  # columns filled so far
+    def __init__(self, prompts: Packed, group_size: int, max_new_tokens: int):
+        """prompts: each is read once and continued by group_size rows."""
+        self.prompts, self.group_size = prompts, group_size
+        self.num_rows = len(prompts.prompts_of_rows) * group_size
+        device = prompts.prompt_tokens.device
+        prompt_lengths = torch.tensor([len(tokens) for tokens in prompts.prompts_of_rows], device=device)  # (P,)
+        index = [torch.tensor(tokens, device=device) for tokens in prompts.prompts_of_rows]
+        self.prompt_index = torch.nn.utils.rnn.pad_sequence(index, batch_first=True)  # (P, longest)
+        self.width = self.prompt_index.shape[1]  # columns filled so far
         self.capacity = self.width + max_new_tokens
         self.blocks: list[tuple[torch.Tensor, torch.Tensor]] = []
         # (B, 1, 1, capacity) bool: the columns that a row attends to; the gaps after short prompts are excluded.
-        column = torch.arange(self.capacity, device=prompt_lengths.device)
+        column = torch.arange(self.capacity, device=device)
         visible = (column < prompt_lengths[:, None]) | (column >= self.width)
         self.visible = visible.repeat_interleave(group_size, dim=0)[:, None, None, :]
 
     def attend(self, layer: int, query, key, value, scale):
-        """First call of a layer: the prompts, (P, heads, longest prompt, d). Later calls: one token per live row."""
+        """First call of a layer: the packed prompts, (1, heads, N, d). Later calls: one token per live row."""
         if layer == len(self.blocks):
             self.blocks.append((self._to_rows(key), self._to_rows(value)))
-            return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+            return self.prompts.attend(layer, query, key, value, scale)
         for block, new in zip(self.blocks[layer], (key, value), strict=True):
             block[: self.num_rows, :, self.width - 1 : self.width] = new
         keys, values = (block[: self.num_rows, :, : self.width] for block in self.blocks[layer])
         return grouped_attention(query, keys, values, self.visible[: self.num_rows, ..., : self.width], scale)
 
-    def _to_rows(self, prompt: torch.Tensor) -> torch.Tensor:
-        _, heads, width, dim = prompt.shape
-        block = prompt.new_empty(self.num_rows, heads, self.capacity, dim)
-        block[:, :, :width] = prompt.repeat_interleave(self.group_size, dim=0)
+    def _to_rows(self, packed: torch.Tensor) -> torch.Tensor:
+        _, heads, _, dim = packed.shape
+        prompts = packed[0][:, self.prompt_index].transpose(0, 1)  # (P, heads, longest, dim)
+        block = packed.new_empty(self.num_rows, heads, self.capacity, dim)
+        block[:, :, : self.width] = prompts.repeat_interleave(self.group_size, dim=0)
         return block
 
     def prepare_decode(self, rows: torch.Tensor, position: torch.Tensor, finished: torch.Tensor) -> None:
@@ -80,15 +85,18 @@ class FlatKVCache:
         ]
         self.query_starts = torch.arange(max_rows + 1, device=device, dtype=torch.int32)
 
-    def prepare_prefill(self, prompt_lengths: torch.Tensor, group_size: int) -> None:
-        """Announces the right-padded prompts, of (P,) lengths."""
-        self.decoding = False
-        longest, device = int(prompt_lengths.max()), prompt_lengths.device
-        prompt = torch.arange(len(prompt_lengths) * group_size, device=device) // group_size  # (B,) of each row
-        column = torch.arange(longest, device=device)
-        real = column < prompt_lengths[prompt][:, None]  # (B, longest)
-        self.slot_mapping = (torch.arange(len(prompt), device=device)[:, None] * self.capacity + column)[real]
-        self.source = (prompt[:, None] * longest + column)[real]
+    def prepare_prefill(self, prompts: Packed, group_size: int) -> None:
+        """Announces the packed prompts, each continued by group_size rows."""
+        self.decoding, self.prompts = False, prompts
+        rows = [tokens for tokens in prompts.prompts_of_rows for _ in range(group_size)]
+        slots = [
+            slot
+            for row, tokens in enumerate(rows)
+            for slot in range(row * self.capacity, row * self.capacity + len(tokens))
+        ]
+        device = self.query_starts.device
+        self.slot_mapping = torch.tensor(slots, device=device)  # (tokens of all rows,)
+        self.source = torch.tensor([i for tokens in rows for i in tokens], device=device)
 
     def prepare_decode(self, rows: torch.Tensor, position: torch.Tensor, finished: torch.Tensor) -> None:
         """Announces one token for each of the rows. rows: (n,) ids; position: (n,) of the token in the row's text;
@@ -101,13 +109,12 @@ class FlatKVCache:
         self.context_lens = torch.where(finished, 1, position + 1).int()
 
     def attend(self, layer: int, query, key, value, scale):
-        """query: (P, heads, longest prompt, d) or (n, heads, 1, d), as announced; key, value alike -> like query."""
+        """query: (1, heads, N, d) or (n, heads, 1, d), as announced; key, value alike -> like query."""
         keys, values = self.layers[layer]
         if not self.decoding:
             for store, new in ((keys, key), (values, value)):
-                flat = new.transpose(1, 2).reshape(-1, *store.shape[1:])  # (P x longest, kv_heads, d)
-                store.index_copy_(0, self.slot_mapping, flat[self.source].to(store.dtype))
-            return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
+                store.index_copy_(0, self.slot_mapping, new[0].transpose(0, 1)[self.source].to(store.dtype))
+            return self.prompts.attend(layer, query, key, value, scale)
         n = len(query)
         keys.index_copy_(0, self.slot_mapping, key[:, :, 0])
         values.index_copy_(0, self.slot_mapping, value[:, :, 0])

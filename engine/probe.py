@@ -12,7 +12,7 @@ import types
 
 import torch
 
-from engine.attention import UnsupportedModel, check_attention, forward_hidden, has_flash
+from engine.attention import Packed, UnsupportedModel, check_attention, forward_hidden, has_flash
 from engine.head import head_logits
 from engine.kv_cache import DenseKVCache, FlatKVCache
 
@@ -134,19 +134,19 @@ def _sampling_path(model, embed_mixture, prompts, completions) -> torch.Tensor:
     """What rollout.Decoder does, with given tokens in place of drawn ones. -> log-probs (2, S, V)"""
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     rows, steps = torch.arange(len(prompts), device=model.device), completions.shape[1]
+    packed = Packed(prompts, [1] * len(prompts), model.device)
     parameter = next(model.parameters())
     if has_flash(parameter):
         cache = FlatKVCache(model.config, len(rows), int(lengths.max()) + steps, model.device, parameter.dtype)
-        cache.prepare_prefill(lengths, 1)
+        cache.prepare_prefill(packed, 1)
     else:
-        cache = DenseKVCache(lengths, 1, steps)
+        cache = DenseKVCache(packed, 1, steps)
 
     def embed(ids):
         return embed_mixture(model, ids[..., None], torch.ones_like(ids[..., None]))
 
-    padded = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True).to(model.device)
-    hidden = forward_hidden(model, embed(padded), torch.arange(padded.shape[1], device=model.device)[None], cache)
-    logits = [head_logits(model, hidden[rows, lengths - 1])]  # (2, V) each
+    hidden = forward_hidden(model, embed(packed.prompt_tokens)[None], packed.positions, cache)[0]
+    logits = [head_logits(model, hidden[packed.logit_indices])]  # (2, V) each
     for t in range(1, steps):
         position = lengths + t - 1
         cache.prepare_decode(rows, position, torch.zeros_like(rows, dtype=torch.bool))

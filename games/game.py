@@ -32,6 +32,10 @@ class Game:
         """A start position; a function of the seed."""
         raise NotImplementedError
 
+    def training_start(self, seed: int):
+        """Where a game that is learned from begins. By default, as all games do."""
+        return self.start(seed)
+
     def seat(self, state) -> int:
         """Whose turn it is, 0 or 1."""
         raise NotImplementedError

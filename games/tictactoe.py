@@ -4,6 +4,8 @@ The prompt shows the seat's own squares as X, the other's as O, and free squares
 the same kind of text, and every legal move is a digit of the prompt.
 """
 
+import random
+
 from games.game import Game
 
 EMPTY = "." * 9
@@ -26,6 +28,16 @@ class TicTacToe(Game):
 
     def start(self, seed):
         return EMPTY
+
+    def training_start(self, seed):
+        """Up to six random moves after the empty board (exploring starts, Sutton and Barto 2018, section 5.3): a group
+        of games compares what can be done there, and positions are learned that the policy would avoid or never see."""
+        rng, state = random.Random(f"tictactoe-{seed}"), EMPTY
+        for _ in range(rng.randint(0, 6)):
+            state = self.play(state, rng.choice(self.legal(state)))
+            if not self.legal(state):
+                return self.training_start(f"{seed}-again")
+        return state
 
     def seat(self, state):
         return int(state.count("0") > state.count("1"))

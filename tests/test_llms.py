@@ -281,13 +281,38 @@ def plain_logprobs(model, rollout, row):
 SOFT = SoftThinking(k=3, start="immediately", weighting="prob")
 
 
+def test_what_rows_share_stands_once():
+    """Prompts 7 8 1, 7 8 2 2 and 7 8 1 again, with completions of 3, 2, 1 and 2 tokens."""
+    prompts = [torch.tensor(ids) for ids in ([7, 8, 1], [7, 8, 2, 2], [7, 8, 1])]
+    packed = attention.Packed([prompts[0], prompts[0], prompts[1], prompts[2]], [3, 2, 1, 2], torch.device("cpu"))
+    assert packed.prompt_tokens.tolist() == [7, 8, 1, 2, 2]
+    assert packed.positions.tolist() == [[0, 1, 2, 2, 3, 3, 4, 3, 3]], "prefix, two rests, then what the rows feed"
+    assert packed.logit_indices.tolist() == [2, 5, 6, 2, 7, 4, 2, 8]
+    assert packed.prompts_of_rows == [[0, 1, 2], [0, 1, 2], [0, 1, 3, 4], [0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    "prompts, common",
+    [
+        ([[1, 2, 3]], 0),
+        ([[1, 2, 3], [1, 2, 3, 4]], 2),
+        ([[1], [1, 2]], 0),
+        ([[5, 1], [6, 1]], 0),
+        ([[1, 2], [1, 3]], 1),
+    ],
+)
+def test_every_prompt_keeps_a_token_of_its_own(prompts, common):
+    assert attention.common_prefix([torch.tensor(ids) for ids in prompts]) == common
+
+
 @pytest.mark.parametrize("soft", [None, SOFT], ids=["hard", "soft"])
-def test_log_probs_and_gradients_equal_those_of_every_row_alone(model, tokenizer, soft):
+@pytest.mark.parametrize("system", ["", "Think. Then answer.\n"], ids=["no common prefix", "a common prefix"])
+def test_log_probs_and_gradients_equal_those_of_every_row_alone(model, tokenizer, soft, system):
     """Also for rows in any order, cut groups, equal prompts of different groups, and rows of one token."""
-    prompts = [*PROMPTS, PROMPTS[0]]
+    prompts = [system + prompt for prompt in [*PROMPTS, PROMPTS[0]]]
     options = dict(max_new_tokens=12, seed=1, soft=soft, stop_ids=list(range(0, 512, 5)))
     rollout = generate(model, tokenizer, prompts, group_size=4, **options)
-    assert rollout.lengths.min() == 1 or soft, "a row of one token feeds nothing"
+    assert rollout.lengths.min() == 1 or soft or system, "a row of one token feeds nothing"
     generator = torch.Generator().manual_seed(0)
     for rows in (list(range(20)), torch.randperm(20, generator=generator)[:7].tolist(), [3]):
         coefficients = torch.randn(rollout.logprobs.shape, generator=generator) * rollout.draw_mask
@@ -306,12 +331,14 @@ def test_log_probs_and_gradients_equal_those_of_every_row_alone(model, tokenizer
             assert torch.allclose(mine.grad, theirs, atol=1e-5 * scale)
 
 
-def test_the_gpu_layout_of_the_training_pass_equals_the_cpu_one(model, tokenizer, monkeypatch):
+@pytest.mark.parametrize("system", ["", "Think. Then answer.\n"], ids=["no common prefix", "a common prefix"])
+def test_the_gpu_layout_of_the_training_pass_equals_the_cpu_one(model, tokenizer, monkeypatch, system):
     """With the flash kernel's slow version in its place: what it is given is right, gradients included."""
+    prompts = [system + prompt for prompt in PROMPTS]
     rollout = generate(
-        model, tokenizer, PROMPTS, group_size=3, max_new_tokens=9, seed=0, stop_ids=list(range(0, 512, 5))
+        model, tokenizer, prompts, group_size=3, max_new_tokens=9, seed=0, stop_ids=list(range(0, 512, 5))
     )
-    assert rollout.lengths.min() == 1
+    assert rollout.lengths.min() == 1 or system
     results = []
     for on_gpu in (False, True):
         monkeypatch.setattr(attention, "has_flash", lambda tensor, on_gpu=on_gpu: on_gpu)

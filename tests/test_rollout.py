@@ -12,6 +12,7 @@ from random_models import PROMPTS, STOP_IDS, random_model
 
 import llms
 import rollout as rollout_module
+from engine.attention import Packed
 from engine.kv_cache import DenseKVCache
 from rldatasets import build_prompt, load_problems
 from rollout import Decoder, draw, generate
@@ -279,9 +280,10 @@ def test_stop_ids_are_the_union_of_all_places_that_name_one(tokenizer):
 
 def test_dropping_rows_moves_the_last_live_ones_into_the_gaps():
     """A query of zeros looks at all keys alike, so attention returns the mean of the values a row can see."""
-    cache = DenseKVCache(torch.tensor([2, 1]), group_size=3, max_new_tokens=2)
-    values = torch.tensor([[1.0, 2.0], [30.0, 0.0]]).view(2, 1, 2, 1)  # the second prompt has one token, and padding
-    zeros = torch.zeros(2, 1, 2, 1)
+    prompts = Packed([torch.tensor([5, 6]), torch.tensor([7])], [1, 1], torch.device("cpu"))
+    cache = DenseKVCache(prompts, group_size=3, max_new_tokens=2)
+    values = torch.tensor([1.0, 2.0, 30.0]).view(1, 1, 3, 1)  # the second prompt has one token
+    zeros = torch.zeros(1, 1, 3, 1)
     cache.attend(0, zeros, zeros, values, 1.0)
     rows = cache.compact(torch.arange(6), torch.tensor([False, True, True, False, True, True]))
     assert rows.tolist() == [4, 1, 2, 5], "rows 0 and 3 left; of the last two, row 4 took a place and row 5 stays"
