@@ -29,10 +29,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import llms
-from engine.attention import Packed, forward_hidden, has_flash, head_dim
+from engine.attention import Packed, has_flash, head_dim
 from engine.cuda_graphs import StepGraphs
 from engine.head import head_logits
 from engine.kv_cache import DenseKVCache, FlatKVCache
+from engine.llama_forward import sampling_forward
 from engine.out_of_memory import retry_smaller
 from engine.sampling import draw, entropy_of, gumbel_draw, gumbel_logprobs, precise_dtype
 from engine.sampling_params import SamplingParams
@@ -180,6 +181,7 @@ class Decoder:
     def __init__(self, model, tokenizer, params: SamplingParams, max_rows: int, max_tokens: int):
         """max_tokens: of prompt and completion together, per row."""
         self._model = weakref.ref(model)  # decoder_for keeps decoders, which must not keep models alive
+        self.forward = sampling_forward(model)
         self.soft, self.temperature, stop_ids, stop_tag, T = params
         B, K, V, device = max_rows, self.soft.k, model.config.vocab_size, model.device
         self.max_rows, self.max_tokens = max_rows, max_tokens
@@ -229,7 +231,7 @@ class Decoder:
         self.cache = self.new_cache(packed, group_size)
         tokens = packed.prompt_tokens[:, None]  # (N, 1)
         inputs = llms.embed_mixture(self.model, tokens, torch.ones_like(tokens))
-        hidden = forward_hidden(self.model, inputs[None], packed.positions, self.cache)[0]  # (N, H)
+        hidden = self.forward(inputs[None], packed.positions, self.cache)[0]  # (N, H)
         last = hidden[packed.logit_indices]  # (P, H)
         rows = torch.arange(B, device=device)
         self.sample_tokens(rows, last.repeat_interleave(group_size, dim=0), 0)
@@ -244,7 +246,7 @@ class Decoder:
         self.cache.prepare_decode(rows, position, self.finished[rows])
         draws, weights = self.buffers["draws"][rows, t - 1], self.buffers["weights"][rows, t - 1]  # (n, K)
         inputs = llms.embed_mixture(self.model, draws, weights)[:, None]  # (n, 1, H)
-        hidden = forward_hidden(self.model, inputs, position[:, None], self.cache)
+        hidden = self.forward(inputs, position[:, None], self.cache)
         self.sample_tokens(rows, hidden[:, 0], t)
 
     def sample_tokens(self, rows: torch.Tensor, hidden: torch.Tensor, t: int | torch.Tensor) -> None:

@@ -115,7 +115,7 @@ def train(config: SelfPlayConfig, signals: SignalHandler | None = None) -> Path:
             advantages = control_advantages(advantages, config, step)
             rows, advantages = learned_rows(matches, advantages, rollout, config)  # of each minibatch, and (B,)
             if config.baseline == "position":
-                advantages -= position_means(matches, advantages)
+                advantages -= position_means(matches, advantages, G)
 
             # 3. Update: every answer of the learner is a row.
             set_learning_rate(optimizer, config, step, config.max_steps)
@@ -197,20 +197,23 @@ def learned_rows(matches, advantages, rollout, config: SelfPlayConfig) -> tuple[
     return [sorted(share, key=lambda row: order[id(rollout.prompt_ids[row])]) for share in shares], row_advantages
 
 
-def position_means(matches: list[Match], outcomes: torch.Tensor) -> torch.Tensor:
+def position_means(matches: list[Match], outcomes: torch.Tensor, group_size: int) -> torch.Tensor:
     """Collective. The mean outcome of all answers of the step to the same prompt, for each answer. (B,) -> (B,).
 
     A game's outcome is that of all its answers, good and bad ones. Compared with other answers to the same position,
     each has the credit of its own choice alone, on average: what came before is the same for all of them. Where there
-    is no other answer, the mean of all answers of the seat stands in.
+    is no other answer, the mean of the seat's answers in the group stands in, whose games had the same start.
     """
-    own = {ply.row: (ply.seat, ply.prompt) for match in matches for ply in match.plies if ply.player == "policy"}
+    own = {
+        ply.row: (ply.prompt, (match.index // group_size, ply.seat))
+        for match in matches for ply in match.plies if ply.player == "policy"
+    }  # fmt: skip
     of_prompt, of_seat = defaultdict(list), defaultdict(list)
-    for (seat, prompt), outcome in distributed.all_gather([(own[row], outcomes[row].item()) for row in own]):
+    for (prompt, seat), outcome in distributed.all_gather([(own[row], outcomes[row].item()) for row in own]):
         of_prompt[prompt].append(outcome)
         of_seat[seat].append(outcome)
     places = (own[row] for row in range(len(outcomes)))
-    lists = (of_prompt[prompt] if len(of_prompt[prompt]) > 1 else of_seat[seat] for seat, prompt in places)
+    lists = (of_prompt[prompt] if len(of_prompt[prompt]) > 1 else of_seat[seat] for prompt, seat in places)
     return torch.tensor([records.mean(values) for values in lists])
 
 

@@ -12,9 +12,10 @@ import types
 
 import torch
 
-from engine.attention import Packed, UnsupportedModel, check_attention, forward_hidden, has_flash
+from engine.attention import Packed, UnsupportedModel, check_attention, has_flash
 from engine.head import head_logits
 from engine.kv_cache import DenseKVCache, FlatKVCache
+from engine.llama_forward import sampling_forward
 
 NUM_TOKENS, NUM_STEPS = 32, 4  # of the longer of two texts, and how many of them each continues its prompt by
 LONGEST = 1024  # the most tokens that are read to get past a window
@@ -134,7 +135,7 @@ def _sampling_path(model, embed_mixture, prompts, completions) -> torch.Tensor:
     """What rollout.Decoder does, with given tokens in place of drawn ones. -> log-probs (2, S, V)"""
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     rows, steps = torch.arange(len(prompts), device=model.device), completions.shape[1]
-    packed = Packed(prompts, [1] * len(prompts), model.device)
+    packed, forward = Packed(prompts, [1] * len(prompts), model.device), sampling_forward(model)
     parameter = next(model.parameters())
     if has_flash(parameter):
         cache = FlatKVCache(model.config, len(rows), int(lengths.max()) + steps, model.device, parameter.dtype)
@@ -145,11 +146,11 @@ def _sampling_path(model, embed_mixture, prompts, completions) -> torch.Tensor:
     def embed(ids):
         return embed_mixture(model, ids[..., None], torch.ones_like(ids[..., None]))
 
-    hidden = forward_hidden(model, embed(packed.prompt_tokens)[None], packed.positions, cache)[0]
+    hidden = forward(embed(packed.prompt_tokens)[None], packed.positions, cache)[0]
     logits = [head_logits(model, hidden[packed.logit_indices])]  # (2, V) each
     for t in range(1, steps):
         position = lengths + t - 1
         cache.prepare_decode(rows, position, torch.zeros_like(rows, dtype=torch.bool))
-        hidden = forward_hidden(model, embed(completions[:, t - 1])[:, None], position[:, None], cache)
+        hidden = forward(embed(completions[:, t - 1])[:, None], position[:, None], cache)
         logits.append(head_logits(model, hidden[:, 0]))
     return torch.stack(logits, dim=1).log_softmax(dim=-1)

@@ -359,6 +359,42 @@ def test_sampling_writes_the_vocabulary_three_times(tokenizer):
         assert large.names == ["mm", "_log_softmax", "exp"]
 
 
+class Kernels(TorchDispatchMode):
+    """Counts what a GPU would be told to do."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = collections.Counter()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        if not operator.is_view and operator.namespace != "prim":
+            self.names[operator.overloadpacket.__name__] += 1
+        return result
+
+
+def kernels_of_a_step(cuda, depth):
+    model = qwen_25(cuda, "1.5b", num_hidden_layers=depth)
+    decoder = Decoder(model, None, SamplingParams(SoftThinking(k=1), 1.0, (151_643,), None, 8), 8, 20)
+    decoder.cache = FlatKVCache(model.config, 8, 64, cuda.device, torch.bfloat16)
+    rows, step = torch.arange(8, device=cuda.device), torch.ones(8, dtype=torch.long, device=cuda.device)
+    norm = mock.patch.object(torch.nn.functional, "rms_norm", lambda x, *arguments: x.abs())  # one kernel on a GPU
+    with norm, torch.no_grad(), Kernels() as kernels:
+        decoder.decode_step(rows, step)
+    return kernels.names
+
+
+def test_a_layer_of_a_decode_step_is_14_kernels():
+    """2 norms, 4 products, 3 for the rotation, 2 writes of keys and values, attention, silu, and a product with gate.
+    transformers' modules launch 29."""
+    with fake_cuda() as cuda:
+        layer = kernels_of_a_step(cuda, 3) - kernels_of_a_step(cuda, 2)
+    assert layer == {
+        "abs": 2, "addmm": 3, "mm": 1, "mul": 2, "cat": 1, "addcmul": 1, "index_copy_": 2,
+        "_flash_attention_forward": 1, "silu": 1,
+    }  # fmt: skip
+
+
 class Products(TorchDispatchMode):
     """Counts the matrix products, by their results' precision."""
 

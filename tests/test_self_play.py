@@ -79,16 +79,17 @@ def test_an_answer_is_compared_with_all_answers_at_its_position():
         [(0, "policy", "9 left", 3), (1, "snapshot", "6 left", 3), (0, "policy", "4 left", 0)],
         [(0, "policy", "9 left", 1), (1, "policy", "8 left", 2)],
         [(1, "policy", "9 left", 4)],
+        [(0, "policy", "3 left", 5)],
     ]
     matches = [
         Match(i, None, (), [Ply(seat, player, None, prompt, "1", row) for seat, player, prompt, row in rows])
         for i, rows in enumerate(plies)
     ]
-    of_rows = torch.tensor([1.0, -1.0, 1.0, 1.0, 0.5])
-    means = self_play.position_means(matches, of_rows)
+    of_rows = torch.tensor([1.0, -1.0, 1.0, 1.0, 0.5, -1.0])
+    means = self_play.position_means(matches, of_rows, group_size=3)
     seat_0 = (1.0 - 1.0 + 1.0) / 3  # for "4 left", which no other answer of the policy was given to
     seat_1 = (1.0 + 0.5) / 2  # for "8 left"
-    assert torch.allclose(means, torch.tensor([seat_0, 0.5 / 3, seat_1, 0.5 / 3, 0.5 / 3]))
+    assert torch.allclose(means, torch.tensor([seat_0, 0.5 / 3, seat_1, 0.5 / 3, 0.5 / 3, -1.0])), "-1: another group"
 
 
 def test_the_control_deals_the_same_advantages_to_others():
