@@ -1,7 +1,8 @@
 """Tic-tac-toe, 3 x 3. Perfect play by both sides is a draw.
 
-The prompt shows the seat's own squares as X, the other's as O, and free squares as their numbers. So both seats read
-the same kind of text, and every legal move is a digit of the prompt.
+The squares are numbered row by row. The prompt lists the seat's own squares after an X, the other's after an O, then
+the free ones: both seats read the same kind of text, and every legal move is a digit of its last part. The board row by
+row, with the numbers of its free squares, is harder for a small model, which has to count to know where an X stands.
 """
 
 import random
@@ -22,8 +23,9 @@ class TicTacToe(Game):
     name = "tictactoe"
     max_plies = 9
     rules = (
-        "Tic-tac-toe. The board is shown row by row: X is yours, O is your opponent's, a digit is a free square. Three "
-        "in a row, column or diagonal win. Answer with the digit of the square that you take, and nothing else."
+        "Tic-tac-toe. The squares are numbered row by row. You see your squares after an X, your opponent's after an "
+        "O, then the free ones. Three in a row, column or diagonal win. Answer with the number of the square that you "
+        "take, and nothing else."
     )
 
     def start(self, seed):
@@ -43,9 +45,8 @@ class TicTacToe(Game):
         return int(state.count("0") > state.count("1"))
 
     def prompt(self, state, seat):
-        marks = {str(seat): "X", str(1 - seat): "O"}
-        squares = [marks.get(mark, str(i + 1)) for i, mark in enumerate(state)]
-        return "/".join("".join(squares[row : row + 3]) for row in (0, 3, 6))
+        squares = {mark: "".join(str(i + 1) for i in range(9) if state[i] == mark) for mark in "01."}
+        return f"X{squares[str(seat)]}/O{squares[str(1 - seat)]}/{squares['.']}"
 
     def legal(self, state):
         if has_line(state, "0") or has_line(state, "1"):

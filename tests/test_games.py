@@ -102,9 +102,9 @@ def test_tictactoe_values_equal_the_naive_ones():
 def test_tictactoe_by_hand():
     game = TicTacToe()
     state = "0...1...."
-    assert game.seat(state) == 0 and game.prompt(state, 0) == "X23/4O6/789" and game.legal(state) == list("2346789")
+    assert game.seat(state) == 0 and game.prompt(state, 0) == "X1/O5/2346789" and game.legal(state) == list("2346789")
     state = game.play(state, "2")
-    assert game.seat(state) == 1 and game.prompt(state, 1) == "OO3/4X6/789", "each seat is X to itself"
+    assert game.seat(state) == 1 and game.prompt(state, 1) == "X5/O12/346789", "each seat is X to itself"
     assert game.best_moves(state) == ["3"], "the only defence"
     assert game.board(state) == "X X .\n. O .\n. . ."
     won = "00011...."
