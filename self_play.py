@@ -300,7 +300,7 @@ def prepare(config: SelfPlayConfig, signals: SignalHandler) -> Setup:
 
 def check_length(config: SelfPlayConfig, game: Game, policy, tokenizer) -> None:
     """Refuses answers that the model has no positions for, by the prompts of some games at random."""
-    prompt_format, examples = config.prompt_format(), random_moves(config, game, tokenizer, step=0)
+    prompt_format, examples = config.prompt_format(), example_moves(config, game, tokenizer, step=0)
     prompts = [prompt_format.prompt(tokenizer, example.question) for example in examples]
     needed = max(map(len, tokenizer(prompts, add_special_tokens=False)["input_ids"])) + config.max_completion_length
     if needed > (positions := llms.max_positions(policy.config)):
@@ -311,7 +311,7 @@ def check_length(config: SelfPlayConfig, game: Game, policy, tokenizer) -> None:
 
 
 def cold_start(config: SelfPlayConfig, game: Game, policy, tokenizer, folder: Path, signals: SignalHandler) -> None:
-    """Fine-tunes the policy on random legal moves (cross-entropy, as distill.py's): the form of an answer, and no
+    """Fine-tunes the policy on moves (cross-entropy, as distill.py's). Random ones teach the form of an answer, and no
     strategy. Leaves a run's files in the folder."""
     cold = dataclasses.replace(config, learning_rate=config.cold_start_learning_rate, save_total_limit=1)
     optimizer = make_trainable(policy, cold, llms.completion_logprobs)
@@ -324,7 +324,7 @@ def cold_start(config: SelfPlayConfig, game: Game, policy, tokenizer, folder: Pa
     with run:
         for step in run.steps():
             with run.timer("rollout"):
-                examples = random_moves(config, game, tokenizer, step)
+                examples = example_moves(config, game, tokenizer, step)
                 rollout = as_rollout([examples[i] for i in own], tokenizer, config, policy.device)
             set_learning_rate(optimizer, cold, step, config.cold_start_steps, decay="cosine")
             with run.timer("train"):
@@ -333,8 +333,9 @@ def cold_start(config: SelfPlayConfig, game: Game, policy, tokenizer, folder: Pa
             run.finish_step(stats | run.times(num_tokens), note=f"loss {stats['loss']:.4f}")
 
 
-def random_moves(config: SelfPlayConfig, game: Game, tokenizer, step: int) -> list[SFTExample]:
-    """cold_start_rows positions of random games, each with a random legal move."""
+def example_moves(config: SelfPlayConfig, game: Game, tokenizer, step: int) -> list[SFTExample]:
+    """cold_start_rows positions of random games, each with a random legal or one of the best moves."""
+    moves = game.legal if config.cold_start_moves == "random" else game.best_moves
     examples = []
     for row in range(config.cold_start_rows):
         rng = random.Random(f"{config.seed}-cold-{step}-{row}")
@@ -343,7 +344,7 @@ def random_moves(config: SelfPlayConfig, game: Game, tokenizer, step: int) -> li
             states.append(state)
             state = game.play(state, rng.choice(game.legal(state)))
         state = rng.choice(states)
-        move = tokenizer(rng.choice(game.legal(state)), add_special_tokens=False)["input_ids"]
+        move = tokenizer(rng.choice(moves(state)), add_special_tokens=False)["input_ids"]
         examples.append(SFTExample(game.prompt(state, game.seat(state)), [*move, tokenizer.eos_token_id]))
     return examples
 

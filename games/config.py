@@ -65,9 +65,13 @@ class Optimization(OptimizerSteps):
 
 @dataclass
 class ColdStart:
-    _argument_group_name = "cold start: fine-tuning on random legal moves"
+    _argument_group_name = "cold start: fine-tuning on legal moves"
     cold_start_steps: int = setting(0, "optimizer steps; 0: the model knows how to answer with a move")
-    cold_start_rows: int = setting(128, "random legal moves in a step")
+    cold_start_rows: int = setting(128, "moves in a step")
+    cold_start_moves: str = setting(
+        "random", "random: any legal move, which teaches the form; best: perfect play, to see what imitation reaches",
+        ("random", "best"),
+    )  # fmt: skip
     cold_start_learning_rate: float = setting(1e-5, "peak of the schedule")
 
 
@@ -130,6 +134,9 @@ class SelfPlayConfig(*reversed(SECTIONS)):
             )
         if self.eval_games % 2:
             raise ValueError(f"--eval_games {self.eval_games}: must be even, half of the games in each seat")
+        if self.cold_start_moves == "best" and not GAMES[self.game].solvable:
+            solvable = ", ".join(name for name, game in GAMES.items() if game.solvable)
+            raise ValueError(f"--cold_start_moves best: nobody knows them in --game {self.game}; choose {solvable}")
         if self.judge is not None and self.game != "debate":
             raise ValueError(f"--judge {self.judge}: only a debate has one; --game {self.game}")
 
@@ -144,9 +151,12 @@ SMALL = dict(
 )  # fmt: skip
 PRESETS = {
     "nim": SMALL | dict(game="nim", baseline="position", beta=0.1, max_steps=80, cold_start_steps=60),
-    "tictactoe": SMALL | dict(game="tictactoe", baseline="position", max_steps=200, cold_start_steps=100),
+    "tictactoe": SMALL | dict(
+        game="tictactoe", baseline="position", beta=0.02, group_size=16, learning_rate=6e-4, max_steps=100,
+        cold_start_steps=100,
+    ),
     "debate": SMALL | dict(game="debate", max_steps=100, cold_start_steps=100),
-}
+}  # fmt: skip
 
 
 def parse_config(arguments: list[str]) -> SelfPlayConfig:

@@ -321,6 +321,21 @@ def test_a_debate_with_a_model_judge_runs(tmp_path):
     assert metrics_of(folder)[-1]["eval/judge_ceiling"] <= 1
 
 
+# ---------------------------------------------------------------- the cold start
+
+
+@pytest.mark.parametrize("moves", ["random", "best"])
+def test_examples_are_legal_moves_or_the_best_ones(tokenizer, moves):
+    config = self_play_config("unused", cold_start_rows=200, cold_start_moves=moves)
+    taken = [
+        (int(example.question.split()[0]), int(tokenizer.decode(example.completion[:-1])))
+        for example in self_play.example_moves(config, Nim(), tokenizer, step=0)
+    ]
+    assert all(1 <= move <= min(3, heap) for heap, move in taken)
+    optimal = [(heap - move) % 4 == 0 for heap, move in taken if heap % 4]
+    assert all(optimal) if moves == "best" else 0.2 < sum(optimal) / len(optimal) < 0.6
+
+
 # ---------------------------------------------------------------- settings
 
 
@@ -355,6 +370,7 @@ def test_the_game_picks_its_preset(game, capsys):
         ("--ema_decay 1", ["--ema_decay 1", "below 1"]),
         ("--eval_games 7", ["--eval_games 7", "even"]),
         ("--judge tiny", ["--judge tiny", "debate", "nim"]),
+        ("--game debate --cold_start_moves best", ["--cold_start_moves best", "debate", "nim, tictactoe"]),
         ("--gmae nim", ["--gmae", "--game"]),
     ],
 )
