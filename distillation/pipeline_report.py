@@ -177,5 +177,5 @@ def figure(table: dict[str, dict]) -> Figure:
     earlier = [row["total_seconds"] - row["seconds"] for row in rows]
     seconds.barh(places, earlier, height=0.5, color=colors, alpha=0.35)
     seconds.barh(places, own, left=earlier, height=0.5, color=colors)
-    seconds.set(title="Cost (pale: before)", xlabel="seconds")
+    seconds.set(title="Cost", xlabel="seconds (pale: before)")
     return picture
