@@ -1,7 +1,7 @@
 """The transformer of the Llama family, written out: what samples from Llama, SmolLM2, Qwen2.5 and Qwen3.
 
-transformers' modules compute the same in twice as many operations, and a decode step is so short that the number of
-its operations is its cost: Python on a CPU, kernel launches on a GPU. Here queries, keys and values come from one
+transformers' modules compute the same in nearly twice as many operations, and a decode step is so short that the number
+of its operations is its cost: Python on a CPU, kernel launches on a GPU. Here queries, keys and values come from one
 product, gate and up from another, queries and keys are rotated together, and products add the residual.
 
 Training, and all other families, use transformers' modules. When a model is loaded, the probe (engine/probe.py)

@@ -368,8 +368,9 @@ class Kernels(TorchDispatchMode):
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         result = operator(*args, **(kwargs or {}))
-        if not operator.is_view and operator.namespace != "prim":
-            self.names[operator.overloadpacket.__name__] += 1
+        name = operator.overloadpacket.__name__
+        if not operator.is_view and operator.namespace != "prim" and name != "_unsafe_view":
+            self.names[name] += 1
         return result
 
 
@@ -386,7 +387,7 @@ def kernels_of_a_step(cuda, depth):
 
 def test_a_layer_of_a_decode_step_is_14_kernels():
     """2 norms, 4 products, 3 for the rotation, 2 writes of keys and values, attention, silu, and a product with gate.
-    transformers' modules launch 29."""
+    transformers' modules launch 26."""
     with fake_cuda() as cuda:
         layer = kernels_of_a_step(cuda, 3) - kernels_of_a_step(cuda, 2)
     assert layer == {
