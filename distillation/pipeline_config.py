@@ -119,8 +119,8 @@ PRESETS = {
     # from the base has nothing to reward, and the controls that begin with it are left out.
     "smollm2-135m": from_main("smollm2-135m")
     | dict(
-        cold_start_examples=512, cold_start_batch_size=16, cold_start_learning_rate=5e-5, rl_steps=24,
-        train_problems=1536, samples_per_problem=2, sft_epochs=1.0, sft_batch_size=16, sft_learning_rate=5e-5,
+        cold_start_examples=1024, cold_start_batch_size=16, cold_start_learning_rate=5e-5, rl_steps=24,
+        train_problems=4096, samples_per_problem=1, sft_epochs=1.0, sft_batch_size=16, sft_learning_rate=5e-5,
         eval_problems=256, eval_samples=2, save_steps=8, controls="shuffled,random_answers",
     ),
 }  # fmt: skip
