@@ -468,7 +468,7 @@ def test_two_processes_play_and_learn_what_one_does(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     for a, b in zip(without_times(metrics_of(one)), without_times(metrics_of(two)), strict=True):
         assert a.keys() == b.keys()
-        assert all(a[name] == pytest.approx(b[name], abs=1e-5) for name in a), a["step"]
+        assert all(a[name] == pytest.approx(b[name], rel=1e-5, abs=1e-5) for name in a), a["step"]
     samples = [(folder / "samples.jsonl").read_text().splitlines() for folder in (one, two)]
     for a, b in zip(*(map(json.loads, lines) for lines in samples), strict=True):
         assert {k: v for k, v in a.items() if k != "entropy"} == {k: v for k, v in b.items() if k != "entropy"}
