@@ -30,6 +30,7 @@ from engine import distributed, lora, model_folder, probe
 from engine.attention import Packed, forward_hidden
 from engine.device import default_device
 from engine.head import draw_logprobs
+from engine.llama_forward import norm
 from engine.probe import max_positions as max_positions  # which every script asks for beside the configuration
 from engine.sampling import gumbel_logprobs
 
@@ -115,13 +116,9 @@ def repair_generation_config(model: PreTrainedModel) -> None:
 def fuse_norms(model: PreTrainedModel) -> None:
     """Replaces the forward of every RMSNorm by one fused kernel; transformers' own launches six. Equal up to rounding.
     On a CPU it gains nothing."""
-
-    def forward(self, hidden):
-        return torch.nn.functional.rms_norm(hidden, self.weight.shape, self.weight, self.variance_epsilon)
-
     for module in model.modules():
         if type(module).__name__ in ("Qwen2RMSNorm", "Qwen3RMSNorm", "LlamaRMSNorm"):
-            module.forward = types.MethodType(forward, module)
+            module.forward = types.MethodType(norm, module)
 
 
 def compile_layers(model: PreTrainedModel) -> None:

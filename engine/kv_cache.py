@@ -26,8 +26,8 @@ class DenseKVCache:
         self.num_rows = len(prompts.prompts_of_rows) * group_size
         device = prompts.prompt_tokens.device
         prompt_lengths = torch.tensor([len(tokens) for tokens in prompts.prompts_of_rows], device=device)  # (P,)
-        index = [torch.tensor(tokens, device=device) for tokens in prompts.prompts_of_rows]
-        self.prompt_index = torch.nn.utils.rnn.pad_sequence(index, batch_first=True)  # (P, longest)
+        index = [torch.tensor(tokens) for tokens in prompts.prompts_of_rows]
+        self.prompt_index = torch.nn.utils.rnn.pad_sequence(index, batch_first=True).to(device)  # (P, longest)
         self.width = self.prompt_index.shape[1]  # columns filled so far
         self.capacity = self.width + max_new_tokens
         self.blocks: list[tuple[torch.Tensor, torch.Tensor]] = []

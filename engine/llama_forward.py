@@ -9,6 +9,7 @@ compares both with the model's own forward.
 """
 
 import itertools
+import weakref
 from typing import NamedTuple
 
 import torch
@@ -64,6 +65,7 @@ class LlamaForward:
 
 
 def norm(module, x: torch.Tensor) -> torch.Tensor:
+    """What an RMSNorm module computes, as one kernel on a GPU."""
     return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
 
 
@@ -120,4 +122,5 @@ def sampling_forward(model):
     """(inputs, positions, layout) -> hidden states, as attention.forward_hidden gives them for the model."""
     if type(model).__name__ in FAMILIES:
         return LlamaForward(model)
-    return lambda *arguments: forward_hidden(model, *arguments)
+    reference = weakref.ref(model)  # decoders keep what is returned, and must not keep models alive
+    return lambda *arguments: forward_hidden(reference(), *arguments)

@@ -1,11 +1,13 @@
 """engine/llama_forward.py: the same numbers as transformers' modules, on weights that are held once."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
 from random_models import random_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen3Config
 
 import llms
 from engine.attention import Packed, forward_hidden
@@ -75,6 +77,16 @@ def test_other_families_keep_their_modules(tokenizer):
         """A model of the user's own, say with --trust_remote_code."""
 
     assert not isinstance(sampling_forward(Changed(CONFIGS["llama"])), LlamaForward)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma2"])
+def test_what_a_decoder_keeps_does_not_keep_the_model_alive(family):
+    config = CONFIGS["qwen2"] if family == "qwen2" else Gemma2Config(**SHAPE, head_dim=4, pad_token_id=None)
+    model = AutoModelForCausalLM.from_config(config)
+    forward, reference = sampling_forward(model), weakref.ref(model)
+    del model
+    gc.collect()
+    assert forward is not None and reference() is None
 
 
 def test_weights_are_held_once_and_a_step_of_the_optimizer_is_seen():
