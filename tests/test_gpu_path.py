@@ -360,17 +360,19 @@ def test_sampling_writes_the_vocabulary_three_times(tokenizer):
 
 
 class Kernels(TorchDispatchMode):
-    """Counts what a GPU would be told to do."""
+    """Counts what a GPU would be told to do, by operation; matrix products also by their results' precision."""
 
     def __init__(self):
         super().__init__()
-        self.names = collections.Counter()
+        self.names, self.products = collections.Counter(), collections.Counter()
 
     def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
         result = operator(*args, **(kwargs or {}))
         name = operator.overloadpacket.__name__
         if not operator.is_view and operator.namespace != "prim" and name != "_unsafe_view":
             self.names[name] += 1
+        if name == "mm":
+            self.products[result.dtype] += 1
         return result
 
 
@@ -396,20 +398,6 @@ def test_a_layer_of_a_decode_step_is_14_kernels():
     }  # fmt: skip
 
 
-class Products(TorchDispatchMode):
-    """Counts the matrix products, by their results' precision."""
-
-    def __init__(self):
-        super().__init__()
-        self.counts = collections.Counter()
-
-    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
-        result = operator(*args, **(kwargs or {}))
-        if operator.overloadpacket is torch.ops.aten.mm:
-            self.counts[result.dtype] += 1
-        return result
-
-
 def test_the_head_writes_fp32_at_once_and_in_larger_chunks():
     """As under autocast: fp32 weights, products in bf16. 2^28 logits are 1766 positions, so 2000 make two chunks."""
     saved = SimpleNamespace(needs_input_grad=[True] * 8)  # what autograd would keep; it cannot run without a GPU
@@ -418,22 +406,22 @@ def test_the_head_writes_fp32_at_once_and_in_larger_chunks():
     with fake_cuda() as cuda:
         hidden, weight = (torch.empty(n, 64, device=cuda.device) for n in (2000, 151_936))
         draws = torch.zeros(2000, 2, dtype=torch.long, device=cuda.device)
-        with mock.patch.multiple(torch, **autocast), Products() as forward:
+        with mock.patch.multiple(torch, **autocast), Kernels() as forward:
             logprobs = head.DrawLogprobs.forward(saved, hidden, weight, draws, 1.0)
-        with Products() as backward:
+        with Kernels() as backward:
             grad_hidden, grad_weight = head.DrawLogprobs.backward(saved, logprobs)[:2]
-        assert forward.counts == {torch.float32: 2}
+        assert forward.products == {torch.float32: 2}
         # Of each chunk: logits again, the weights' gradient, and the hidden states' in bf16.
-        assert backward.counts == {torch.float32: 4, torch.bfloat16: 2}
+        assert backward.products == {torch.float32: 4, torch.bfloat16: 2}
         assert grad_hidden.shape == (2000, 64) and grad_weight.dtype == torch.float32
 
 
 def test_sampling_and_training_round_logits_alike():
-    with fake_cuda() as cuda, Products() as sampling, torch.no_grad():
+    with fake_cuda() as cuda, Kernels() as sampling, torch.no_grad():
         linear = cuda.place(torch.nn.Linear(64, 512, bias=False, dtype=torch.bfloat16))
         model = SimpleNamespace(get_output_embeddings=lambda: linear, config=SimpleNamespace())
         logits = head.head_logits(model, torch.empty(3, 64, dtype=torch.bfloat16, device=cuda.device))
-        assert logits.dtype == torch.float32 and sampling.counts == {torch.float32: 1}
+        assert logits.dtype == torch.float32 and sampling.products == {torch.float32: 1}
 
 
 def test_a_weight_in_16_bits_has_its_gradient_summed_in_fp32(monkeypatch):
