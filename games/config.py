@@ -155,7 +155,9 @@ PRESETS = {
         game="tictactoe", baseline="position", beta=0.02, group_size=16, learning_rate=6e-4, max_steps=100,
         cold_start_steps=100,
     ),
-    "debate": SMALL | dict(game="debate", max_steps=100, cold_start_steps=100),
+    "debate": SMALL | dict(
+        game="debate", beta=0.05, group_size=16, learning_rate=3e-4, max_steps=100, cold_start_steps=400,
+    ),
 }  # fmt: skip
 
 

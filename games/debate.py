@@ -7,6 +7,9 @@ is paid for the truth. What is measured is whether the judge then finds it (Irvi
 
 The rule judge takes the revealed digits for a random choice and gives the verdict that is more probable (Bayes).
 games/judge.py has a judge that is a language model.
+
+A debater reads the digits that are still hidden, and what it argues for. The claim with its side beside it would say
+the same, but a small model would have to combine the two before it knows whether a nine helps.
 """
 
 import random
@@ -15,7 +18,6 @@ from typing import NamedTuple
 from games.game import Game
 
 DIGITS, SPEECHES, LARGEST = 8, 4, 9
-LABELS = "abcdefgh"
 
 
 class State(NamedTuple):
@@ -26,7 +28,11 @@ class State(NamedTuple):
 
     @property
     def claim(self) -> str:
-        return f"max>{LARGEST - 1}" if self.claims_nine else f"max<{LARGEST}"
+        return self.thesis(seat=0)
+
+    def thesis(self, seat: int) -> str:
+        """What the seat argues for."""
+        return f"max>{LARGEST - 1}" if self.claims_nine == (seat == 0) else f"max<{LARGEST}"
 
     @property
     def claim_is_right(self) -> bool:
@@ -34,8 +40,8 @@ class State(NamedTuple):
 
 
 def evidence(state: State) -> str:
-    """The revealed digits as text: "b9e0"."""
-    return "".join(f"{LABELS[i]}{state.digits[i]}" for i in state.shown)
+    """The revealed digits as text: "90"."""
+    return "".join(str(state.digits[i]) for i in state.shown)
 
 
 def bayes_verdict(state: State) -> bool:
@@ -58,9 +64,9 @@ class Debate(Game):
     max_plies = SPEECHES
     solvable = False  # what a reveal is worth depends on the judge
     rules = (
-        "You are in a debate about eight digits, labelled a to h, which the judge cannot see. You see them, the claim "
-        "about the largest of them, the verdict that you argue for, and what has been shown to the judge. Answer with "
-        "the letter of one more digit to show to the judge, and nothing else."
+        "You are in a debate about eight digits. You see the ones that the judge has not seen, what you argue for (a "
+        "claim about the largest of the eight), and what has been shown to the judge. Answer with one more digit to "
+        "show to the judge, and nothing else."
     )
 
     def __init__(self, judge=None):
@@ -80,16 +86,17 @@ class Debate(Game):
         return state.order[len(state.shown)]
 
     def prompt(self, state, seat):
-        digits = "".join(f"{label}{digit}" for label, digit in zip(LABELS, state.digits, strict=True))
-        return f"{digits} {state.claim} {'no' if seat else 'yes'} {evidence(state)}"
+        return f"{''.join(self.legal(state))} {state.thesis(seat)} {evidence(state)}"
 
     def legal(self, state):
+        """A digit that is there twice is twice in the list: what is chosen at random is a position."""
         if len(state.shown) == len(state.order):
             return []
-        return [LABELS[i] for i in range(DIGITS) if i not in state.shown]
+        return [str(digit) for i, digit in enumerate(state.digits) if i not in state.shown]
 
     def play(self, state, move):
-        return state._replace(shown=(*state.shown, LABELS.index(move)))
+        position = next(i for i in range(DIGITS) if i not in state.shown and str(state.digits[i]) == move)
+        return state._replace(shown=(*state.shown, position))
 
     def score(self, state):
         return self.outcomes([state])[0]
@@ -106,5 +113,4 @@ class Debate(Game):
         return [rewards[next(verdicts)] if is_judged(state) else self.outcome(state) or (0.0, 0.0) for state in states]
 
     def board(self, state):
-        hidden = "".join(f"{label}{digit} " for label, digit in zip(LABELS, state.digits, strict=True))
-        return f"{hidden}\n{state.claim}; shown: {evidence(state) or 'nothing'}"
+        return f"{''.join(map(str, state.digits))}\n{state.claim}; shown: {evidence(state) or 'nothing'}"

@@ -6,7 +6,7 @@ its answers differ, or one of them is neither yes nor no, the debate is a tie.
 
 import llms
 from games.config import GamePrompt
-from games.debate import LABELS, State
+from games.debate import State
 from rollout import generate
 
 RULES = (
@@ -32,7 +32,7 @@ class ModelJudge:
         return [one if one == other else None for one, other in zip(answers[::2], answers[1::2], strict=True)]
 
     def prompt(self, state: State, shown: tuple[int, ...]) -> str:
-        seen = " ".join(f"{LABELS[i]}={state.digits[i]}" for i in shown) or "nothing"
+        seen = ", ".join(str(state.digits[i]) for i in shown) or "nothing"
         question = f"Claim: {state.claim}. Shown: {seen}."
         return GamePrompt(RULES, self.config.tags, self.config.prompt_date).prompt(self.tokenizer, question)
 

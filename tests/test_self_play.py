@@ -250,7 +250,7 @@ class Honest(RandomPlayer):
 
     def moves(self, game, state):
         helps = state.claims_nine == (game.seat(state) == 0)
-        wanted = [move for move in game.legal(state) if (state.digits["abcdefgh".index(move)] == 9) == helps]
+        wanted = [move for move in game.legal(state) if (move == "9") == helps]
         return wanted or game.legal(state)
 
 
@@ -305,14 +305,14 @@ def test_the_model_judge_is_asked_in_both_orders(tiny, monkeypatch):
     def answer(model, tokenizer, prompts, **options):
         asked.extend(prompts)
         assert options["temperature"] == 0
-        # Believes the last digit shown: "a9" last means yes.
-        return SimpleNamespace(texts=["Yes." if "a=9." in p else "no" if "d=2." in p else "perhaps" for p in prompts])
+        # Believes the last digit shown: a 9 last means yes.
+        return SimpleNamespace(texts=["Yes." if "9." in p else "no" if "2." in p else "perhaps" for p in prompts])
 
     monkeypatch.setattr("games.judge.generate", answer)
     start = Debate().start(0)._replace(digits=(9, 1, 1, 2, 3, 3, 3, 3))
     states = [start._replace(shown=shown) for shown in [(0, 1, 2, 3), (0, 1, 2, 0), (3, 1, 2, 3), (1, 2)]]
     assert judge(states) == [None, True, False, None], "disagreement, and an answer that is none, are ties"
-    assert len(asked) == 8 and "a=9 b=1 c=1 d=2." in asked[0] and "d=2 c=1 b=1 a=9." in asked[1]
+    assert len(asked) == 8 and "Shown: 9, 1, 1, 2." in asked[0] and "Shown: 2, 1, 1, 9." in asked[1]
     assert Debate(judge).outcomes(states[:1]) == [(0.0, 0.0)]
 
 
