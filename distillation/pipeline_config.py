@@ -106,6 +106,7 @@ PRESETS = {
     | dict(
         cold_start_examples=128, cold_start_learning_rate=6e-4, rl_steps=20,
         train_problems=2048, samples_per_problem=1, sft_epochs=2.0, sft_batch_size=64, sft_learning_rate=6e-4,
+        eval_samples=4,
     ),
     # R1's own path at small scale, on one 80 GB GPU: a base model, no chat template, R1's tags. Batch, epochs and
     # learning rate of the fine-tuning are those of R1's 1.5B student (DeepSeek-AI 2025).

@@ -4,11 +4,15 @@
 # From the repo's root: sh plots/reproduce.sh       (PYTHON=.venv/bin/python is the default)
 set -e
 PYTHON=${PYTHON:-.venv/bin/python}
+train() {  # name, seed, flags
+    name=$1 seed=$2
+    shift 2
+    $PYTHON main.py --preset tiny --eval_problems 1024 --seed $seed --output_dir runs/$name$seed --overwrite_output_dir "$@"
+}
 for seed in 0 1 2; do
-    $PYTHON main.py --preset tiny --seed $seed --output_dir runs/seed$seed --overwrite_output_dir
-    $PYTHON main.py --preset tiny --seed $seed --output_dir runs/control$seed --overwrite_output_dir \
-        --control shuffled_advantages
-    $PYTHON main.py --preset tiny --seed $seed --output_dir runs/soft$seed --overwrite_output_dir --soft_thinking
+    train seed $seed
+    train control $seed --control shuffled_advantages
+    train soft $seed --soft_thinking
     $PYTHON soft_thinking.py --model_name runs/seed$seed/checkpoints/latest --num_problems 1024
     $PYTHON soft_thinking.py --model_name runs/soft$seed/checkpoints/latest --num_problems 1024
 done

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes what is in this folder. From the repo's root: sh plots/pipeline/reproduce.sh [tiny] [smollm2] [gsm8k]  (default: tiny)
-# tiny takes 8 minutes a seed on two quiet cores; smollm2 (after `make smollm2`) hours, gsm8k one.
+# tiny takes 9 minutes a seed on two quiet cores; smollm2 (after `make smollm2`) hours, gsm8k one.
 # (PYTHON=.venv/bin/python is the default. Stages that have ended are not made again.)
 set -e
 PYTHON=${PYTHON:-.venv/bin/python}
@@ -16,7 +16,7 @@ for what in ${@:-tiny}; do
     case $what in
     tiny)
         for seed in 0 1 2; do
-            $PYTHON pipeline.py --seed $seed --output_dir runs/pipeline-seed$seed
+            $PYTHON pipeline.py --seed $seed --eval_samples 8 --output_dir runs/pipeline-seed$seed
             keep runs/pipeline-seed$seed tiny/seed$seed
         done ;;
     smollm2)

@@ -8,8 +8,8 @@ run() {
     shift 2
     $PYTHON benchmarks/$script "$@" --json plots/speed/$name.json > plots/speed/$name.txt
 }
-run vs_trl_tiny_1_thread vs_trl.py --threads 1 --rounds 5 --warmup 2
-run vs_trl_tiny_2_threads vs_trl.py --threads 2 --rounds 5 --warmup 2
+run vs_trl_tiny_1_thread vs_trl.py --threads 1 --rounds 7 --warmup 2
+run vs_trl_tiny_2_threads vs_trl.py --threads 2 --rounds 7 --warmup 2
 run vs_trl_real_vocabulary_1_thread vs_trl.py --threads 1 --rounds 5 --warmup 1 --variants defaults \
     --model_name real_vocabulary --problems_per_step 4 --max_completion_length 48
 run decode_tiny_1_thread decode.py --threads 1 --rounds 7 --rows 8 --context 64
