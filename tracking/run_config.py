@@ -326,8 +326,8 @@ class GRPOConfig(*reversed(SECTIONS)):
 
 
 PRESETS = {
-    # Learns within two to four minutes on two CPU cores. The learning rate is high, as usual for so few parameters. Each
-    # of the six evaluations of 1,024 problems took as long as eight steps; 256 problems say +-4 points.
+    # Learns within two to four minutes on two CPU cores. The learning rate is high, as usual for so few parameters.
+    # Each of the six evaluations of 1,024 problems took as long as eight steps; 256 problems say +-4 points.
     "tiny": dict(
         model_name="tiny", dataset_name="arithmetic", max_prompt_length=440, problems_per_step=32, group_size=8,
         max_completion_length=72, loss_type="dr_grpo", advantage_scale="none", max_steps=100, learning_rate=1.5e-4,
