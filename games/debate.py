@@ -27,6 +27,11 @@ class State(NamedTuple):
     shown: tuple[int, ...] = ()  # positions, in the order in which they were revealed
 
     @property
+    def hidden(self) -> list[int]:
+        """The positions that have not been revealed."""
+        return [i for i in range(DIGITS) if i not in self.shown]
+
+    @property
     def claim(self) -> str:
         return self.thesis(seat=0)
 
@@ -92,10 +97,10 @@ class Debate(Game):
         """A digit that is there twice is twice in the list: what is chosen at random is a position."""
         if len(state.shown) == len(state.order):
             return []
-        return [str(digit) for i, digit in enumerate(state.digits) if i not in state.shown]
+        return [str(state.digits[i]) for i in state.hidden]
 
     def play(self, state, move):
-        position = next(i for i in range(DIGITS) if i not in state.shown and str(state.digits[i]) == move)
+        position = next(i for i in state.hidden if str(state.digits[i]) == move)
         return state._replace(shown=(*state.shown, position))
 
     def score(self, state):
