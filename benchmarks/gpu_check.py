@@ -64,7 +64,10 @@ def main(arguments):
     )
     parser.add_argument("--output_dir", type=Path, help="default plots/gpu; for --smoke a temporary folder")
     parser.add_argument("--smoke", action="store_true", help="toy sizes on a CPU: does every section run?")
-    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="which ones, in order")
+    parser.add_argument(
+        "--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS),
+        help="which ones, in order; the others keep what an earlier call wrote to --output_dir",
+    )  # fmt: skip
     args = parser.parse_args(arguments)
     end = time.monotonic() + SECONDS
     if not args.smoke and not in_a_process(lambda: {"here": has_cuda_device()}, 60).get("here"):
@@ -73,7 +76,7 @@ def main(arguments):
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "R1_DEVICE": "cpu"}
     folder = args.output_dir or (Path(tempfile.mkdtemp(prefix="gpu_check-")) if args.smoke else ROOT / "plots/gpu")
     folder.mkdir(parents=True, exist_ok=True)
-    size, results = (SMOKE if args.smoke else FULL), {}
+    size, results = (SMOKE if args.smoke else FULL), earlier(folder, args.sections)
     gc.freeze()  # what is imported: collecting garbage in the children would read all of it
     for name in args.sections:
         section, limit = SECTIONS[name]
@@ -85,7 +88,13 @@ def main(arguments):
         print(line_of(name, results[name]), flush=True)
         write(folder, results, args.smoke)
     print(f"in {folder}: gpu_check.md, gpu_check.json")
-    return int(any("failure" in result for result in results.values()))
+    return int(any("failure" in results[name] for name in args.sections))
+
+
+def earlier(folder: Path, sections: list[str]) -> dict:
+    """What an earlier call found out in the other sections."""
+    known = json.loads((folder / "gpu_check.json").read_text()) if (folder / "gpu_check.json").exists() else {}
+    return {name: result for name, result in known.items() if name not in sections}
 
 
 def line_of(name: str, result: dict) -> str:
@@ -95,6 +104,7 @@ def line_of(name: str, result: dict) -> str:
 
 def write(folder: Path, results: dict, smoke: bool) -> None:
     """All results so far, for people and for programs."""
+    results = {name: results[name] for name in SECTIONS if name in results}
     (folder / "gpu_check.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     lines = ["# gpu_check", "", "Toy sizes on a CPU, with stand-ins." if smoke else "`python benchmarks/gpu_check.py`"]
     lines += ["", "| section | | figures | seconds |", "|---|---|---|---|"]
@@ -415,8 +425,9 @@ def decode_steps(size: Size, results: dict) -> dict:
     for point in points:
         milliseconds = 1e3 * statistics.median(point["seconds"])
         table.append(f"{point['rows']:5}{point['context']:9}{milliseconds:11.2f}{point['roofline']:14.0%}")
-    shares = kernel_shares(model, tokenizer, args, size)
-    table.append("time at most rows, middle context: " + ", ".join(f"{k} {v:.0%}" for k, v in shares.items()))
+    shares, kernels = kernel_shares(model, tokenizer, args, size)
+    said = "time at most rows, middle context: " + ", ".join(f"{k} {v:.0%}" for k, v in shares.items())
+    table += [said, f"the same, prefill and {args.steps} steps: {kernels[0]}", *kernels[1:]]
     middle = sorted(args.context)[len(args.context) // 2]
     shown = [p for p in points if p["context"] == middle]
     figure = f"at {middle} tokens: " + ", ".join(
@@ -424,7 +435,7 @@ def decode_steps(size: Size, results: dict) -> dict:
         for p in shown
     )
     check(all(math.isfinite(p["roofline"]) for p in points), figure)
-    return {"figure": f"{figure}; " + table[-1], "points": points, "shares": shares, "table": table}
+    return {"figure": f"{figure}; {said}", "points": points, "shares": shares, "table": table}
 
 
 KERNELS = {  # names of GPU kernels, or of operators on a CPU, by part; the first that fits counts
@@ -444,8 +455,8 @@ KERNELS = {  # names of GPU kernels, or of operators on a CPU, by part; the firs
 }
 
 
-def kernel_shares(model, tokenizer, args, size: Size) -> dict[str, float]:
-    """The parts' shares of the time of one rollout's kernels, at the most rows and the middle context."""
+def kernel_shares(model, tokenizer, args, size: Size) -> tuple[dict[str, float], list[str]]:
+    """One rollout at the most rows and the middle context -> the parts' shares of its kernels' time, and the table."""
     prompt = decode.WORD * (sorted(args.context)[len(args.context) // 2] - args.steps // 2)
 
     def work():
@@ -454,16 +465,33 @@ def kernel_shares(model, tokenizer, args, size: Size) -> dict[str, float]:
         )
 
     work()  # records the graphs
+    kernels, table = kernels_of(work, size)
+    times = dict.fromkeys([*KERNELS, "rest"], 0.0)
+    for name, (milliseconds, _) in kernels.items():
+        part = next((part for part, words in KERNELS.items() if any(word in name.lower() for word in words)), "rest")
+        times[part] += milliseconds
+    return {part: t / max(1e-9, sum(times.values())) for part, t in times.items()}, table
+
+
+def kernels_of(work, size: Size) -> tuple[dict[str, tuple[float, int]], list[str]]:
+    """Kernels (on a CPU: operators) of work() -> name: (milliseconds of all calls, calls), and a table of the longest.
+    Its first line says for which share of the time the GPU was busy; with the profiler on, launches take longer."""
     activity = torch.profiler.ProfilerActivity.CUDA if size.device == "cuda" else torch.profiler.ProfilerActivity.CPU
+    common.finish(torch.device(size.device))
     with torch.profiler.profile(activities=[activity]) as profiler:
+        started = time.perf_counter()
         work()
         common.finish(torch.device(size.device))
-    times = dict.fromkeys([*KERNELS, "rest"], 0.0)
+        wall = 1e3 * (time.perf_counter() - started)
+    kernels = {}
     for event in profiler.key_averages():
-        name = event.key.lower()
-        part = next((part for part, words in KERNELS.items() if any(word in name for word in words)), "rest")
-        times[part] += event.self_device_time_total if size.device == "cuda" else event.self_cpu_time_total
-    return {part: t / max(1e-9, sum(times.values())) for part, t in times.items()}
+        microseconds = event.self_device_time_total if size.device == "cuda" else event.self_cpu_time_total
+        kernels[event.key] = microseconds / 1e3, event.count
+    busy, calls = (sum(column) for column in zip(*kernels.values(), strict=True))
+    table = [f"{calls:,} kernels, busy {busy:.1f} of {wall:.1f} ms"]
+    longest = sorted(kernels.items(), key=lambda kernel: -kernel[1][0])[:24]
+    table += [f"{t:9.2f} ms{n:7}  {' '.join(name.split())[:150]}" for name, (t, n) in longest]
+    return kernels, table
 
 
 def update_step(size: Size, results: dict) -> dict:
@@ -483,9 +511,12 @@ def update_step(size: Size, results: dict) -> dict:
     peak = torch.cuda.max_memory_allocated() if on_gpu else common._resident("VmHWM")
     table = memory.memory_table(config, one.task.policy.config, on_gpu)
     sampled = one.sample(2)
-    stats = update.update(
-        one.task.policy, one.actor, None, one.optimizer, sampled, one.score(sampled, 2), config
-    )  # fmt: skip
+    advantages, stats = one.score(sampled, 2), {}
+
+    def work():
+        stats.update(update.update(one.task.policy, one.actor, None, one.optimizer, sampled, advantages, config))
+
+    _, kernels = kernels_of(work, size)
     lengths, prompts = sampled.lengths.tolist(), [len(ids) for ids in sampled.prompt_ids]
     flops = common.Work(one.task.policy).update(prompts, lengths, config.group_size)
     seconds = times["forward"] + times["backward"] + times["optimizer"]
@@ -500,6 +531,7 @@ def update_step(size: Size, results: dict) -> dict:
     if on_gpu:
         check(peak < 1.1 * table["peak"], f"more memory than the doctor's table says: {figure}")
     rows = [f"{value / 2**30:8.2f} GiB  {name}" for name, value in table.items()]
+    rows += [f"another update, {sum(lengths):,} tokens: {kernels[0]}", *kernels[1:]]
     return {"figure": figure, "times": times, "peak": peak, "memory_table": table, "mfu": mfu, "table": rows}
 
 
