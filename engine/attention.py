@@ -70,7 +70,7 @@ def grouped_attention(query, key, value, mask, scale) -> torch.Tensor:
     query = query.reshape(n, key.shape[1], shared * q, d)
     mask = mask if q == 1 else mask.repeat(1, 1, shared, 1)
     out = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    return out.view(n, heads, q, d)
+    return out.reshape(n, heads, q, d)  # on a GPU its heads may be its inner dimension
 
 
 def flash_attention(query, key, value, query_starts, key_starts, max_q, max_k, scale, causal=True, context_lens=None):
