@@ -14,6 +14,7 @@ import itertools
 
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -129,24 +130,22 @@ class Packed:
         prompt_of_row = [number.setdefault(ids.numpy().tobytes(), len(number)) for ids in prompt_ids]
         prompts = [prompt_ids[prompt_of_row.index(i)] for i in range(len(number))]
         common = common_prefix(prompts)
-        starts = [0]  # of the prefix, the rests of the prompts, and the completions, in the sequence
-        for n in [common] + [len(ids) - common for ids in prompts] + fed:
-            starts.append(starts[-1] + n)
-        prefix, *spans = (range(start, end) for start, end in itertools.pairwise(starts))
+        # Where the prefix, the rests of the prompts, and the completions stand in the sequence.
+        sizes = [common, *(len(ids) - common for ids in prompts), *fed]
+        prefix, *spans = torch.arange(sum(sizes)).split(sizes)
         prompt_spans, row_spans = spans[: len(prompts)], spans[len(prompts) :]
 
         self.prompt_tokens = torch.cat([prompts[0][:common], *(ids[common:] for ids in prompts)]).to(device)
-        in_text = [prefix, *(range(common, len(ids)) for ids in prompts)]
-        in_text += [range(len(ids), len(ids) + n) for ids, n in zip(prompt_ids, fed, strict=True)]
-        self.positions = torch.tensor([p for span in in_text for p in span], device=device)[None]  # (1, N)
+        in_text = [torch.arange(common), *(torch.arange(common, len(ids)) for ids in prompts)]
+        in_text += [len(ids) + torch.arange(n) for ids, n in zip(prompt_ids, fed, strict=True)]
+        self.positions = torch.cat(in_text).to(device)[None]  # (1, N)
         # The hidden state that predicts each completion token: of the prompt's last token, then of the token before.
-        self.logit_indices = torch.tensor(
-            [i for p, span in zip(prompt_of_row, row_spans, strict=True) for i in (prompt_spans[p][-1], *span)],
-            device=device,
-        )
+        predicting = [(prompt_spans[p][-1:], span) for p, span in zip(prompt_of_row, row_spans, strict=True)]
+        self.logit_indices = torch.cat([*itertools.chain(*predicting)]).to(device)
         # Each sequence of queries, and the context that it attends to before itself.
-        self.prompts_of_rows = [[*prefix, *prompt_spans[p]] for p in prompt_of_row]
-        self.contexts = [[]] + [prefix] * len(prompts) + self.prompts_of_rows
+        whole = [torch.cat([prefix, span]) for span in prompt_spans]
+        self.prompts_of_rows = [whole[p] for p in prompt_of_row]
+        self.contexts = [prefix[:0], *[prefix] * len(prompts), *self.prompts_of_rows]
         self.queries = [prefix, *prompt_spans, *row_spans]
         self.num_prompts, self.device = len(prompts), device
 
@@ -184,12 +183,12 @@ class VarlenLayout:
     """Sequences of queries, each attending to its context and causally to itself, for the flash kernel: no padding."""
 
     def __init__(self, contexts: list, queries: list, device: torch.device):
-        """contexts, queries: spans of the packed sequence; the queries' spans follow one another."""
+        """contexts, queries: indices into the packed sequence, (n,) long on the CPU; the queries' are consecutive."""
         pairs = [(context, span) for context, span in zip(contexts, queries, strict=True) if len(span) > 0]
         num_queries = [len(span) for _, span in pairs]
         num_keys = [len(context) + len(span) for context, span in pairs]
         self.longest = max(num_queries), max(num_keys)
-        self.key_index = torch.tensor([i for pair in pairs for span in pair for i in span], device=device)
+        self.key_index = torch.cat([*itertools.chain(*pairs)]).to(device)
         self.query_starts, self.key_starts = (
             F.pad(torch.tensor(numbers).cumsum(0), (1, 0)).int().to(device) for numbers in (num_queries, num_keys)
         )
@@ -205,20 +204,16 @@ class PaddedLayout:
     """The same as VarlenLayout for any device and precision: sequences are padded to the longest."""
 
     def __init__(self, contexts: list, queries: list, device: torch.device):
-        q = max(len(span) for span in queries)
-        c = max(len(span) for span in contexts)
-        pad = [0]
-        self.shape = len(queries), q, c + q  # n, q, k
-        query_index = [[*span, *pad * (q - len(span))] for span in queries]
-        context_index = [[*span, *pad * (c - len(span))] for span in contexts]
-        keys = [a + b for a, b in zip(context_index, query_index, strict=True)]
-        self.query_index = torch.tensor(query_index, device=device).view(-1)  # (n q,)
-        self.key_index = torch.tensor(keys, device=device).view(-1)  # (n k,)
-        lengths = torch.tensor([len(span) for span in queries], device=device)
+        query_index, context_index = (pad_sequence(spans, batch_first=True) for spans in (queries, contexts))
+        (n, q), c = query_index.shape, context_index.shape[1]
+        self.shape = n, q, c + q
+        self.query_index = query_index.flatten().to(device)  # (n q,)
+        self.key_index = torch.cat([context_index, query_index], dim=1).flatten().to(device)  # (n k,)
+        lengths = torch.tensor([len(span) for span in queries])
         context_lengths = torch.tensor([len(span) for span in contexts], device=device)
         # The positions of the real queries among n x q. In this order they are the packed sequence again.
-        real = torch.arange(q, device=device) < lengths[:, None]
-        self.real = real.view(-1).nonzero().squeeze(-1)
+        real = torch.arange(q) < lengths[:, None]
+        self.real = real.flatten().nonzero().squeeze(-1).to(device)
         context_mask = (torch.arange(c, device=device) < context_lengths[:, None])[:, None, :].expand(-1, q, -1)
         causal = torch.ones(q, q, dtype=torch.bool, device=device).tril().expand(len(queries), -1, -1)
         self.mask = torch.cat([context_mask, causal], dim=2)[:, None]  # (n, 1, q, k)

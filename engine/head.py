@@ -28,6 +28,12 @@ def max_logits(device_type: str) -> int:
     return MAX_LOGITS_ON_GPU if device_type == "cuda" else MAX_LOGITS
 
 
+def product_dtype(x: torch.Tensor) -> torch.dtype:
+    """The precision of a matrix product with x: autocast's where that is on, else its own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 def product_in_fp32(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a @ b in float32. (m, k), (k, n) -> (m, n). CUDA sums in float32 also where a and b have 16 bits, and can write
     these sums as they are: not rounded, and without another pass to convert them."""
@@ -92,7 +98,7 @@ class DrawLogprobs(torch.autograd.Function):
     def forward(context, hidden, weight, draws, temperature, bias=None, scale=1.0, cap=None, with_rest=False):
         device = hidden.device.type
         size = max(1, max_logits(device) // len(weight))
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        dtype = product_dtype(weight)
         low_bias = None if bias is None else bias.to(dtype)
         context.settings = dtype, temperature, scale, cap, with_rest
         context.chunks = [slice(start, start + size) for start in range(0, len(hidden), size)]

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.attention import forward_hidden
+from engine.head import product_dtype
 
 FAMILIES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
@@ -48,7 +49,7 @@ class LlamaForward:
         cos, sin = (x[:, None] for x in self.rotary_emb(inputs, positions))  # (b, 1, L, d)
         sin = torch.cat([-sin[..., : self.head_dim // 2], sin[..., self.head_dim // 2 :]], dim=-1)
         num_queries, num_keys = self.heads
-        x = inputs.flatten(0, 1)  # (b L, H)
+        x = inputs.flatten(0, 1).clone()  # (b L, H), updated in place
         for number, layer in enumerate(self.layers):
             qkv = F.linear(norm(layer.attention_norm, x), *layer.qkv)
             heads = qkv.view(*inputs.shape[:2], -1, self.head_dim).transpose(1, 2)  # (b, queries + 2 keys, L, d)
@@ -59,14 +60,14 @@ class LlamaForward:
             query, key = rotate(qk, cos, sin).split(self.heads, dim=1)
             attended = layout.attend(number, query, key, value, self.scaling)  # (b, queries, L, d)
             x = add_linear(x, attended.transpose(1, 2).reshape(len(x), -1), *layer.out)
-            gate, up = F.linear(norm(layer.mlp_norm, x), *layer.gate_up).chunk(2, dim=-1)
-            x = add_linear(x, F.silu(gate) * up, *layer.down)
+            x = add_linear(x, gated(F.linear(norm(layer.mlp_norm, x), *layer.gate_up)), *layer.down)
         return norm(self.norm, x).view(inputs.shape)
 
 
 def norm(module, x: torch.Tensor) -> torch.Tensor:
-    """What an RMSNorm module computes, as one kernel on a GPU."""
-    return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
+    """What an RMSNorm module computes, as one kernel on a GPU. Under autocast it is rounded here, once: else each product
+    that reads it would round it by itself, to the same numbers."""
+    return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon).to(product_dtype(x))
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -76,9 +77,16 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.addcmul(x * cos, torch.cat([x[..., half:], x[..., :half]], dim=-1), sin)
 
 
+def gated(x: torch.Tensor) -> torch.Tensor:
+    """SwiGLU (Shazeer 2020). x: (n, 2 m), gates and then what they let through -> (n, m)."""
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
 def add_linear(x: torch.Tensor, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    x = torch.addmm(x, inputs, weight.T)
-    return x if bias is None else x + bias
+    """x + linear(inputs), in place: the product is summed where x is, and x is not copied before."""
+    x.addmm_(inputs, weight.T)
+    return x if bias is None else x.add_(bias)
 
 
 def read_layer(layer) -> Layer:

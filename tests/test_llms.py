@@ -2,11 +2,14 @@
 
 import multiprocessing
 import resource
+import types
 
 import pytest
 import torch
+import torch.nn.functional as F
 from naive_flash import naive_flash
 from random_models import PROMPTS, ROOT, random_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import llms
 from engine import attention, head
@@ -288,7 +291,7 @@ def test_what_rows_share_stands_once():
     assert packed.prompt_tokens.tolist() == [7, 8, 1, 2, 2]
     assert packed.positions.tolist() == [[0, 1, 2, 2, 3, 3, 4, 3, 3]], "prefix, two rests, then what the rows feed"
     assert packed.logit_indices.tolist() == [2, 5, 6, 2, 7, 4, 2, 8]
-    assert packed.prompts_of_rows == [[0, 1, 2], [0, 1, 2], [0, 1, 3, 4], [0, 1, 2]]
+    assert [tokens.tolist() for tokens in packed.prompts_of_rows] == [[0, 1, 2], [0, 1, 2], [0, 1, 3, 4], [0, 1, 2]]
 
 
 @pytest.mark.parametrize(
@@ -369,3 +372,48 @@ def test_fused_norms_give_the_same_numbers(model, tokenizer):
     assert torch.allclose(llms.completion_logprobs(model, rollout), before, atol=1e-5)
     actor = llms.make_actor(model, torch.bfloat16)
     assert vars(actor.base_model.norm)["forward"].__self__ is actor.base_model.norm, "a copy has norms of its own"
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often activations (not weights) are rounded to bf16."""
+
+    def __init__(self, num_tokens):
+        super().__init__()
+        self.num_tokens, self.count = num_tokens, 0
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        if operator is torch.ops.aten._to_copy.default and result.dtype == torch.bfloat16:
+            self.count += self.num_tokens in result.shape[:2]
+        return result
+
+
+def test_fused_norms_round_once_under_autocast_and_to_the_same_numbers(tokenizer):
+    """Else q, k and v, and gate and up, would each round what they read."""
+    model = random_model(num_hidden_layers=2)
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = types.MethodType(fp32_norm, module)
+    rollout = generate(model, tokenizer, PROMPTS[:1], max_new_tokens=9, seed=0, stop_ids=[])
+    num_tokens = len(rollout.prompt_ids[0]) + 8
+    assert num_tokens not in (model.config.hidden_size, model.config.intermediate_size, model.config.vocab_size)
+    results, counts = [], []
+    for fuse in (False, True):
+        if fuse:
+            llms.fuse_norms(model)
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16), Casts(num_tokens) as casts:
+            logprobs = llms.completion_logprobs(model, rollout)
+        logprobs.sum().backward()
+        results.append((logprobs, [parameter.grad for parameter in model.parameters()]))
+        counts.append(casts.count)
+    assert torch.equal(results[0][0], results[1][0])
+    for before, after in zip(results[0][1], results[1][1], strict=True):
+        assert (before - after).norm() <= 0.02 * before.norm(), "sums of three gradients, rounded"
+    assert counts == [2 * 5, 2 * 2 + 1], (
+        "what q, k, v, gate and up read; what the norms of two layers give, and the last"
+    )
+
+
+def fp32_norm(module, x):
+    return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)

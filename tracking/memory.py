@@ -53,8 +53,7 @@ def memory_table(config, model_config, on_gpu: bool, judge_config=None) -> dict[
     chunk = head.max_logits("cuda" if on_gpu else "cpu") // V
     positions = min(tokens, max(1, chunk))  # whose logits exist at the same time
 
-    # fp32 tensors at once while a token is drawn: log-probs, probabilities and, on a CPU, entropy terms.
-    step_logits = rows * V * (2 if on_gpu else 3) * 4
+    step_logits = rows * V * 3 * 4  # fp32 log-probs, probabilities and entropy terms of the tokens that are drawn
     prompts = min(rows, max(config.problems_per_step, config.eval_problems))  # that are read in one call
 
     cache = f"keys and values of {rows} rows"
@@ -138,7 +137,7 @@ def activation_bytes(model_config, autocast: bool, lora_rank: int = 0) -> tuple[
         @staticmethod
         def forward(context, hidden, weight):
             context.save_for_backward(hidden)
-            return hidden * weight
+            return (hidden * weight).to(head.product_dtype(hidden))
 
     one, two = ((saved_bytes(layers, 64) - saved_bytes(layers, 32)) / 32 for layers in (1, 2))
     return one + (model_config.num_hidden_layers - 1) * (two - one), two - one

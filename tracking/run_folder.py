@@ -89,13 +89,21 @@ def _git_revision() -> str | None:
         return None
 
 
+def _version(package: str) -> str | None:
+    """None for one that is not installed: a run that reads JSON alone does without `datasets`."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def write_args(folder: Path, config: dict, device: torch.device) -> None:
     """Writes args.json: what is needed to repeat the run."""
     if not distributed.is_main_process():
         return
     record = {
         "config": config,
-        "versions": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in PACKAGES}},
+        "versions": {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}},
         "git_revision": _git_revision(),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
