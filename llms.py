@@ -30,7 +30,7 @@ from engine import distributed, lora, model_folder, probe
 from engine.attention import Packed, forward_hidden
 from engine.device import default_device
 from engine.head import draw_logprobs
-from engine.llama_forward import norm
+from engine.llama_forward import norm, round_rotations
 from engine.probe import max_positions as max_positions  # which every script asks for beside the configuration
 from engine.sampling import gumbel_logprobs
 
@@ -67,6 +67,7 @@ def load(
         model = model.to(device).eval()
         if model.device.type == "cuda":
             fuse_norms(model)
+            round_rotations(model)
         probe.check_model(model, embed_mixture, completion_logprobs)
     except ValueError as error:
         raise ValueError(f"cannot load model {model_name!r}: {error}") from error

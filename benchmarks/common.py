@@ -124,6 +124,7 @@ def speed_up(model):
     """The model with what llms.load does to make it faster; its peers in a comparison go without."""
     if model.device.type == "cuda":
         llms.fuse_norms(model)
+        llms.round_rotations(model)
     return model
 
 

@@ -9,6 +9,7 @@ compares both with the model's own forward.
 """
 
 import itertools
+import types
 import weakref
 from typing import NamedTuple
 
@@ -65,9 +66,23 @@ class LlamaForward:
 
 
 def norm(module, x: torch.Tensor) -> torch.Tensor:
-    """What an RMSNorm module computes, as one kernel on a GPU. Under autocast it is rounded here, once: else each product
-    that reads it would round it by itself, to the same numbers."""
+    """What an RMSNorm module computes, as one kernel on a GPU. Under autocast it is rounded here, once: else every
+    product that reads it would round it, to the same numbers."""
     return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon).to(product_dtype(x))
+
+
+def round_rotations(model) -> None:
+    """For training under autocast: cosines and sines of the positions in 16 bits, as a model in 16 bits makes them. In
+    fp32 they turn queries and keys into fp32, forward and backward, until attention rounds them anyway."""
+    if type(model).__name__ not in FAMILIES:
+        return
+    rotary = model.base_model.rotary_emb
+    forward = type(rotary).forward
+
+    def rounded(module, x, *arguments, **options):
+        return tuple(part.to(product_dtype(x)) for part in forward(module, x, *arguments, **options))
+
+    rotary.forward = types.MethodType(rounded, rotary)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

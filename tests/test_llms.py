@@ -3,6 +3,7 @@
 import multiprocessing
 import resource
 import types
+from unittest import mock
 
 import pytest
 import torch
@@ -413,6 +414,31 @@ def test_fused_norms_round_once_under_autocast_and_to_the_same_numbers(tokenizer
     assert counts == [2 * 5, 2 * 2 + 1], (
         "what q, k, v, gate and up read; what the norms of two layers give, and the last"
     )
+
+
+def test_rotations_in_16_bits_under_autocast_alone(tokenizer):
+    """What goes to attention is bf16 as it comes; without autocast nothing changes."""
+    model = random_model(num_hidden_layers=2)
+    rollout = generate(model, tokenizer, PROMPTS, max_new_tokens=9, seed=0)
+    exact, attend, seen = llms.completion_logprobs(model, rollout), attention.Packed.attend, []
+
+    def watched(packed, layer, query, *arguments):
+        seen.append(query.dtype)
+        return attend(packed, layer, query, *arguments)
+
+    def under_autocast():
+        with mock.patch.object(attention.Packed, "attend", watched), torch.autocast("cpu", dtype=torch.bfloat16):
+            return llms.completion_logprobs(model, rollout)
+
+    before = under_autocast()
+    llms.round_rotations(model)
+    assert torch.equal(llms.completion_logprobs(model, rollout), exact)
+    after = under_autocast()
+    assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2
+    errors = [(logprobs - exact).abs().mean() for logprobs in (before, after)]
+    assert 0 < errors[1] < 2 * errors[0]
+    actor = llms.make_actor(model, torch.bfloat16)
+    assert vars(actor.base_model.rotary_emb)["forward"].__self__ is actor.base_model.rotary_emb
 
 
 def fp32_norm(module, x):

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from engine import head, lora
+from engine.llama_forward import round_rotations
 
 # torch keeps one per pair of thread and stream that multiplies matrices, 32 MiB each on Hopper and 8 before: the main
 # thread on its own stream, on the one that warms graphs up and on the one that records them, and the backward thread.
@@ -118,6 +119,7 @@ def activation_bytes(model_config, autocast: bool, lora_rank: int = 0) -> tuple[
             for module in model.modules():
                 if type(module).__name__.endswith("RMSNorm"):
                     module.forward = lambda hidden, weight=module.weight: FusedNorm.apply(hidden, weight)
+            round_rotations(model)
         if lora_rank:
             lora.add_adapters(model, lora_rank, lora_rank, bf16=autocast)
         storages = {}
