@@ -261,3 +261,28 @@ def test_every_problem_has_one_place_and_minibatches_stay_what_they_are(monkeypa
     for m in range(minibatches):  # the m-th part of every process together are the m-th minibatch of one
         together = sorted(i for share in shares for i in share[m * size : (m + 1) * size])
         assert together == list(range(m * 24 // minibatches, (m + 1) * 24 // minibatches))
+
+
+@pytest.mark.parametrize("limit", [1, 6, 7, 100])
+def test_gradients_are_sent_together_and_end_where_they_were(monkeypatch, limit):
+    """Every tensor once, in place, in messages of at most BUCKET numbers or of one tensor."""
+    sent = []
+
+    def doubled(tensor):  # as if another rank had the same gradients
+        sent.append(tensor.numel())
+        tensor.mul_(2)
+
+    monkeypatch.setattr(distributed, "BUCKET", limit)
+    monkeypatch.setattr(distributed.dist, "all_reduce", doubled)
+    shapes = [(2, 3), (1,), (4,), (3, 3), (), (5,), (1, 1)]
+    tensors = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i, shape in enumerate(shapes)]
+    expected, places = [2 * tensor for tensor in tensors], [tensor.data_ptr() for tensor in tensors]
+    parts = distributed.buckets(tensors)
+    assert [id(tensor) for part in parts for tensor in part] == [id(tensor) for tensor in tensors]
+    for part in parts:
+        assert len(part) == 1 or sum(tensor.numel() for tensor in part) <= limit
+        distributed.all_reduce_together(part)
+    assert len(sent) == len(parts) and sum(sent) == sum(tensor.numel() for tensor in tensors)
+    assert len(sent) == {1: 7, 6: 5, 7: 4, 100: 1}[limit]
+    for tensor, right, place in zip(tensors, expected, places, strict=True):
+        assert torch.equal(tensor, right) and tensor.data_ptr() == place
