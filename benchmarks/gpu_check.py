@@ -144,7 +144,10 @@ def _send_result(sender, work) -> None:
         result = work()
     except BaseException as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-        result = {"failure": f"{type(error).__name__}: {lines[0][:300]}", "traceback": traceback.format_exc().replace(f"{ROOT}/", "")[-4000:]}
+        result = {
+            "failure": f"{type(error).__name__}: {lines[0][:300]}",
+            "traceback": traceback.format_exc().replace(f"{ROOT}/", "")[-4000:],
+        }
     sender.send(result)
 
 
