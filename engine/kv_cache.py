@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from engine.attention import Packed, flash_attention, grouped_attention, head_dim
 
-WIDE = torch.complex128  # as what the cache's rows are written: nothing but a type of 16 bytes
+WIDE = torch.complex128  # as which rows are written into the cache; any type of 16 bytes would do
 
 
 class DenseKVCache:
@@ -113,7 +113,7 @@ class FlatKVCache:
             for store, new in ((keys, key), (values, value)):
                 store.index_copy_(0, self.slot_mapping, new[0].transpose(0, 1)[self.source].to(store.dtype))
             return self.prompts.attend(layer, query, key, value, scale)
-        for store, new in ((keys, key), (values, value)):  # 16 bytes at a time, a third of the time of single numbers
+        for store, new in ((keys, key), (values, value)):  # 16 bytes at a time take half as long as single numbers
             store.view(WIDE).index_copy_(0, self.slot_mapping, new[:, :, 0].view(WIDE))
         # The query heads of a key head are stacked as more queries, as in grouped_attention. For single queries the
         # kernel would do that itself, and also put the queries back, which nobody reads.

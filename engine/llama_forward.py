@@ -4,8 +4,8 @@ transformers' modules compute the same in nearly twice as many operations, and a
 of its operations is its cost: Python on a CPU, kernel launches on a GPU. Here queries, keys and values come from one
 product, gate and up from another, queries and keys are rotated together, and products add the residual.
 
-Training, and all other families, use transformers' modules. When a model is loaded, the probe (engine/probe.py)
-compares both with the model's own forward.
+Training, and all other families, use transformers' modules, into which llms.load puts `norm` and `round_rotations` on a
+GPU. When a model is loaded, the probe (engine/probe.py) compares both with the model's own forward.
 """
 
 import itertools
