@@ -254,13 +254,17 @@ def check(config: PipelineConfig, folder: Path) -> None:
 def begin(config: PipelineConfig, folder: Path) -> None:
     """args.json, and the problems of all stages in data/: training problems that are in the test split are left out
     here, so that none of them can reach a stage. Replaces an older pipeline, when nothing is left to refuse."""
-    splits = {s: rldatasets.load_problems(config.dataset_name, s, path=config.dataset_path) for s in ("train", "test")}
+    generated = config.dataset_path is None and config.dataset_name in rldatasets.GENERATED
+    limits = {"train": max(rldatasets.NUM_GENERATED, config.train_problems) if generated else None, "test": None}
+    splits = {s: rldatasets.load_problems(config.dataset_name, s, n, config.dataset_path) for s, n in limits.items()}
     test = {rldatasets.bare_question(problem.question) for problem in splits["test"]}
     train = [problem for problem in splits["train"] if rldatasets.bare_question(problem.question) not in test]
     if not train:
         raise ValueError(f"--dataset_path {config.dataset_path}: every training problem is a test problem too")
     if len(train) < len(splits["train"]):
         print(f"left out {len(splits['train']) - len(train)} training problems that are test problems too")
+    if len(train) < config.train_problems:
+        print(f"{len(train):,} training problems in all, fewer than --train_problems {config.train_problems}")
     for name in (*OWN_FILES, *STAGES):
         if (folder / name).is_dir():
             run_folder.remove_folder(folder / name)

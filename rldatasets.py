@@ -24,6 +24,7 @@ from engine import chat_templates, dataset_files
 SPLITS = ("train", "validation", "test")
 GENERATED = ("arithmetic", "two_step")
 DATASETS = ("gsm8k", *GENERATED)
+NUM_GENERATED = 8192  # problems of a split, where no other number is asked for
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Problem:
 
 
 def load_problems(name: str, split: str, limit: int | None = None, path: str | None = None) -> list[Problem]:
-    """The first `limit` problems of a split (all of them, or 8,192 generated ones, when None).
+    """The first `limit` problems of a split (all of them, or NUM_GENERATED generated ones, when None).
 
     name: one of DATASETS; split: one of SPLITS (GSM8K has no validation split).
     path: a file with rows (engine/dataset_files.py has the formats), or a folder with one for each split, read in
@@ -49,7 +50,7 @@ def load_problems(name: str, split: str, limit: int | None = None, path: str | N
         return _parse_rows(dataset_files.read_rows(path, split), limit, where=f"{path} ({split})")
     if name in GENERATED:
         generate = {"arithmetic": generate_arithmetic, "two_step": generate_two_step}[name]
-        return generate(split, 8192 if limit is None else limit)
+        return generate(split, NUM_GENERATED if limit is None else limit)
     if name == "gsm8k":
         return _parse_rows(enumerate(_download_gsm8k(split), start=1), limit, where=f"gsm8k ({split})")
     raise ValueError(f"unknown dataset {name!r}: choose from {', '.join(DATASETS)}, or give a path to a file")

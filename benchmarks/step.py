@@ -10,7 +10,7 @@ Left out on purpose: evaluation, plots, checkpoints and the log, which a run mak
     python benchmarks/step.py                                                        # the tiny model, 16 x 8 rows
     python benchmarks/step.py --model_name real_vocabulary --problems_per_step 4 --max_completion_length 48
     python benchmarks/step.py --model_name qwen2.5-1.5b --problems_per_step 16 --group_size 16 \\
-        --max_completion_length 786 --mean_length 250 --tokens_per_micro_batch 16384   # a GPU
+        --max_completion_length 786 --mean_length 250 --tokens_per_micro_batch 8192   # a GPU
 """
 
 import contextlib

@@ -15,7 +15,7 @@ Left out on purpose: the rollout (decode.py) and other people's trainers (vs_trl
     python benchmarks/training.py                                                     # the tiny model
     python benchmarks/training.py --model_name 1m --vocab_size 151936 --rows 8 32 --lengths 48
     python benchmarks/training.py --model_name qwen2.5-1.5b --rows 32 128 --lengths 256 786 --mean_length 250 \\
-        --tokens_per_micro_batch 16384                                                # a GPU
+        --tokens_per_micro_batch 8192                                                # a GPU
 Flags that are not listed below are main.py's, as in step.py.
 """
 

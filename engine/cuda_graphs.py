@@ -1,6 +1,6 @@
-"""One decode step recorded as CUDA graphs, so that a step is one launch instead of about a thousand.
+"""One decode step recorded as CUDA graphs, so that a step is one launch instead of hundreds.
 
-Launched from Python, a step of a 28-layer model is about a thousand small kernels, and the GPU waits for every launch.
+Launched from Python, a step of a 28-layer model is some 600 small kernels, and the GPU waits for every launch.
 A graph launches all of them at once, but it replays the very same kernels on the very same addresses. So everything
 that changes from step to step is a tensor (the step number too), everything that changes from call to call is copied
 into such tensors, and there is one graph for each of a few batch sizes. A batch that has shrunk in between is filled up

@@ -17,8 +17,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from engine.attention import Packed, flash_attention, grouped_attention, head_dim
 
-WIDE = torch.complex128  # as which rows are written into the cache; any type of 16 bytes would do
-
 
 class DenseKVCache:
     """Per layer one block (B, kv_heads, longest prompt + max_new_tokens, head_dim), its first rows the live ones."""
@@ -85,8 +83,7 @@ class FlatKVCache:
             tuple(torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
             for _ in range(config.num_hidden_layers)
         ]
-        self.shared = config.num_attention_heads // kv_heads  # query heads of a key head
-        self.query_starts = torch.arange(max_rows + 1, device=device, dtype=torch.int32) * self.shared
+        self.query_starts = torch.arange(max_rows + 1, device=device, dtype=torch.int32)
 
     def prepare_prefill(self, prompts: Packed, group_size: int) -> None:
         """Announces the packed prompts, each continued by group_size rows."""
@@ -113,17 +110,16 @@ class FlatKVCache:
             for store, new in ((keys, key), (values, value)):
                 store.index_copy_(0, self.slot_mapping, new[0].transpose(0, 1)[self.source].to(store.dtype))
             return self.prompts.attend(layer, query, key, value, scale)
-        for store, new in ((keys, key), (values, value)):  # 16 bytes at a time take half as long as single numbers
-            store.view(WIDE).index_copy_(0, self.slot_mapping, new[:, :, 0].view(WIDE))
-        # The query heads of a key head are stacked as more queries, as in grouped_attention. For single queries the
-        # kernel would do that itself, and also put the queries back, which nobody reads.
-        n, heads, _, d = query.shape
-        query = query[:, :, 0].unflatten(1, (-1, self.shared)).transpose(1, 2)  # (n, shared, kv_heads, d)
+        n = len(query)
+        keys.index_copy_(0, self.slot_mapping, key[:, :, 0])
+        values.index_copy_(0, self.slot_mapping, value[:, :, 0])
+        # For single queries the kernel stacks the query heads of a key head by itself, and divides long contexts among
+        # more blocks where the rows are few. Stacked here instead, a step had a copy less, and that division was lost.
         out = flash_attention(
-            query.flatten(0, 1), keys, values, self.query_starts[: n + 1], self.key_starts, self.shared, self.capacity,
-            scale, causal=False, context_lens=self.context_lens,
+            query[:, :, 0], keys, values, self.query_starts[: n + 1], self.key_starts, 1, self.capacity, scale,
+            causal=False, context_lens=self.context_lens,
         )  # fmt: skip
-        return out.view(query.shape).transpose(1, 2).reshape(n, heads, 1, d)
+        return out[:, :, None]
 
     def compact(self, rows: torch.Tensor, live: torch.Tensor) -> torch.Tensor:
         """rows: (n,) ids, live: (n,) bool -> the ids that stay."""

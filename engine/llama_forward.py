@@ -66,8 +66,8 @@ class LlamaForward:
 
 
 def norm(module, x: torch.Tensor) -> torch.Tensor:
-    """What an RMSNorm module computes, as one kernel on a GPU. Under autocast it is rounded here, once: else every
-    product that reads it would round it, to the same numbers."""
+    """What an RMSNorm module computes, as one kernel on a GPU. Under autocast it is rounded here, once, and
+    not by each product that reads it."""
     return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon).to(product_dtype(x))
 
 

@@ -68,7 +68,7 @@ class FakeCapture(TorchDispatchMode):
 
 def check_flash(query, key, value, query_starts, key_starts, max_q, max_k, *rest, scale, seqused_k):
     """What the kernel asks of its arguments, in decode form."""
-    n = len(seqused_k)
+    n = len(query)
     assert query.dtype == key.dtype == value.dtype in (torch.bfloat16, torch.float16)
     assert all(t.is_cuda and t.dim() == 3 and t.stride(-1) == 1 for t in (query, key, value))
     assert key.shape == value.shape and query.shape[1] % key.shape[1] == 0

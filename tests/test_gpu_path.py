@@ -387,13 +387,13 @@ def kernels_of_a_step(cuda, depth):
     return kernels.names
 
 
-def test_a_layer_of_a_decode_step_is_16_kernels():
-    """2 norms, 4 products, 3 for the rotation, 2 writes of keys and values, attention with a copy before and one after,
-    silu, and a product with gate. transformers' modules launch 26, and copies that are not seen here."""
+def test_a_layer_of_a_decode_step_is_14_kernels():
+    """2 norms, 4 products, 3 for the rotation, 2 writes of keys and values, attention, silu, and a product with gate;
+    the attention operator launches up to three copies more. transformers' modules launch 26, and these copies."""
     with fake_cuda() as cuda:
         layer = kernels_of_a_step(cuda, 3) - kernels_of_a_step(cuda, 2)
     assert layer == {
-        "abs": 2, "addmm": 1, "addmm_": 2, "mm": 1, "mul": 2, "cat": 1, "addcmul": 1, "index_copy_": 2, "clone": 2,
+        "abs": 2, "addmm": 1, "addmm_": 2, "mm": 1, "mul": 2, "cat": 1, "addcmul": 1, "index_copy_": 2,
         "_flash_attention_forward": 1, "silu": 1,
     }  # fmt: skip
 

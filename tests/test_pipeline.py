@@ -175,6 +175,19 @@ def test_problems_are_the_same_after_they_were_written(tmp_path):
         assert again == rldatasets.load_problems("arithmetic", split, 300)
 
 
+@pytest.mark.parametrize("asked, made", [(5, 10), (14, 14)])
+def test_as_many_problems_are_generated_as_are_asked_for(tmp_path, monkeypatch, asked, made):
+    monkeypatch.setattr(rldatasets, "NUM_GENERATED", 10)
+    pipeline.begin(config_of(tmp_path, train_problems=asked, dataset_name="two_step"), tmp_path)
+    rows = {split: (tmp_path / f"data/{split}.jsonl").read_text().splitlines() for split in ("train", "test")}
+    assert len(rows["train"]) == made and len(rows["test"]) == 10
+
+
+def test_fewer_problems_than_were_asked_for_are_said(tmp_path, problems, capsys):
+    pipeline.begin(config_of(tmp_path, dataset_path=problems, train_problems=25), tmp_path)
+    assert "20 training problems in all, fewer than --train_problems 25" in capsys.readouterr().out
+
+
 def test_data_that_is_all_test_problems_is_refused(tmp_path, problems):
     config = config_of(tmp_path / "run", dataset_path=problems + "/test.jsonl")
     with pytest.raises(ValueError, match="every training problem is a test problem too"):

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes what is in this folder again. From the repo's root: sh plots/speed/reproduce.sh     (an hour; nothing else should run)
+# Makes what is in this folder again. From the repo's root: sh plots/speed/reproduce.sh     (50 minutes; nothing else should run)
 # vs_trl.py needs `pip install -r benchmarks/requirements.txt`.      (PYTHON=.venv/bin/python is the default)
 set -e
 PYTHON=${PYTHON:-.venv/bin/python}
