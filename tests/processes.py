@@ -59,7 +59,7 @@ class Running:
         """Waits until all have ended; TimeoutError, with what they printed, if that takes longer."""
         end = time.monotonic() + timeout
         try:
-            while self.poll() is None:
+            while (returncode := self.poll()) is None:
                 self._wait(end)
             for process in self.processes:  # one failed: the others are asked to end
                 if process.exitcode is None:
@@ -67,7 +67,7 @@ class Running:
             while any(process.exitcode is None for process in self.processes):
                 self._wait(end)
             stdout, stderr = (file.read_text(errors="replace") for file in self.output)
-            return SimpleNamespace(returncode=self.poll(), stdout=stdout, stderr=stderr)
+            return SimpleNamespace(returncode=returncode, stdout=stdout, stderr=stderr)  # not of those that were ended
         finally:
             self.kill()
             self.folder.cleanup()
