@@ -64,10 +64,7 @@ def load(
         check_weights(loaded)
         turn_randomness_off(model)
         repair_generation_config(model)
-        model = model.to(device).eval()
-        if model.device.type == "cuda":
-            fuse_norms(model)
-            round_rotations(model)
+        model = speed_up(model.to(device).eval())
         probe.check_model(model, embed_mixture, completion_logprobs)
     except ValueError as error:
         raise ValueError(f"cannot load model {model_name!r}: {error}") from error
@@ -112,6 +109,14 @@ def repair_generation_config(model: PreTrainedModel) -> None:
         if distributed.is_main_process():
             reason = " ".join(str(error).split())[:160]
             print(f"dropped the sampling defaults of the generation config, which could not be saved: {reason}...")
+
+
+def speed_up(model: PreTrainedModel) -> PreTrainedModel:
+    """On a GPU, puts faster operations into the model's modules. Returns the model."""
+    if model.device.type == "cuda":
+        fuse_norms(model)
+        round_rotations(model)
+    return model
 
 
 def fuse_norms(model: PreTrainedModel) -> None:

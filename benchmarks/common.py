@@ -120,14 +120,6 @@ def has_random_weights(model_name: str) -> bool:
     return model_name in SHAPES
 
 
-def speed_up(model):
-    """The model with what llms.load does to make it faster; its peers in a comparison go without."""
-    if model.device.type == "cuda":
-        llms.fuse_norms(model)
-        llms.round_rotations(model)
-    return model
-
-
 def stop_ids_for(mean_length: float, vocab_size: int) -> list[int]:
     """Stop tokens that a random model draws once in `mean_length` tokens: lengths are then geometric."""
     count = round(vocab_size / mean_length)

@@ -54,7 +54,7 @@ def main(arguments):
     policy, tokenizer = common.load_model(args.model_name, args.vocab_size, device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # what main.py samples in
     peer = copy.deepcopy(llms.make_actor(policy, dtype))  # for transformers' loop, as transformers made it
-    model = llms.make_actor(common.speed_up(policy), dtype)
+    model = llms.make_actor(llms.speed_up(policy), dtype)
     machine = common.measure_machine(device)
     common.show_machine(machine)
     print(f"{args.model_name}: {model.num_parameters() / 1e6:.1f}M parameters, {model.config.vocab_size} tokens\n")

@@ -64,10 +64,7 @@ def main(arguments):
     )
     parser.add_argument("--output_dir", type=Path, help="default plots/gpu; for --smoke a temporary folder")
     parser.add_argument("--smoke", action="store_true", help="toy sizes on a CPU: does every section run?")
-    parser.add_argument(
-        "--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS),
-        help="which ones, in order",
-    )  # fmt: skip
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS), help="which ones, in order")
     args = parser.parse_args(arguments)
     end = time.monotonic() + SECONDS
     if not args.smoke and not in_a_process(lambda: {"here": has_cuda_device()}, 60).get("here"):
@@ -197,7 +194,7 @@ def model_of(size: Size, spread: float | None = None):
     policy, tokenizer = common.load_model(size.shape, None, torch.device(size.device))
     if spread is not None:
         torch.nn.init.constant_(policy.model.norm.weight, spread)
-    model = llms.make_actor(common.speed_up(policy), size.dtype)
+    model = llms.make_actor(llms.speed_up(policy), size.dtype)
     return model.requires_grad_(False), tokenizer
 
 

@@ -128,7 +128,7 @@ class Step:
 
     def __init__(self, task: Task):
         self.task = task
-        config, device, policy = task.config, task.device, common.speed_up(task.policy)
+        config, device, policy = task.config, task.device, llms.speed_up(task.policy)
         self.actor = llms.make_actor(policy, torch.bfloat16 if config.uses_bf16(device) else torch.float32)
         if config.gradient_checkpointing:
             llms.checkpoint_gradients(policy)

@@ -136,6 +136,18 @@ def test_args_hold_what_made_the_run(tmp_path):
     assert "git_revision" in record
 
 
+def test_args_without_a_package_that_the_run_does_not_need(tmp_path, monkeypatch):
+    def version(package, known=importlib.metadata.version):
+        if package == "datasets":
+            raise importlib.metadata.PackageNotFoundError(package)
+        return known(package)
+
+    expected = importlib.metadata.version("torch")
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    versions = written_args(tmp_path)["versions"]
+    assert versions["datasets"] is None and versions["torch"] == expected
+
+
 def test_args_name_the_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *args: "NVIDIA H100 80GB HBM3")
     assert written_args(tmp_path, device=torch.device("cuda", 0))["device"] == "NVIDIA H100 80GB HBM3"
