@@ -113,8 +113,8 @@ class FlatKVCache:
         n = len(query)
         keys.index_copy_(0, self.slot_mapping, key[:, :, 0])
         values.index_copy_(0, self.slot_mapping, value[:, :, 0])
-        # For single queries the kernel stacks the query heads of a key head by itself, and divides long contexts among
-        # more blocks where the rows are few. Stacked here instead, a step had a copy less, and that division was lost.
+        # For single queries the kernel stacks the query heads of a key head by itself, and (by its source) divides long
+        # contexts among more blocks where rows are few. Stacking them here would save a copy, and lose that.
         out = flash_attention(
             query[:, :, 0], keys, values, self.query_starts[: n + 1], self.key_starts, 1, self.capacity, scale,
             causal=False, context_lens=self.context_lens,
